@@ -1,0 +1,17 @@
+/* runtime/process.h - the process port of the supervisor: children of this host. */
+#ifndef RUNTIME_PROCESS_H
+#define RUNTIME_PROCESS_H
+
+#include "actor.h"
+
+/* Start one actor as a process of its own (a thread with --one-process); its epoch is the one given, which must
+ * be larger than that of its last life.  Its end comes back as MSG_process_exited.  *pid is set on success. */
+MUST_CHECK err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_t *pid);
+
+/* Ask it to stop (SIGTERM), or make it (SIGKILL). */
+void actor_process_stop(actor_t *world, uint32_t pid, bool is_forced);
+
+/* Wall clock, for epochs that grow across restarts of the whole company; us since 1970. */
+uint64_t actor_wall_us(const actor_t *world);
+
+#endif
