@@ -1,0 +1,24 @@
+/* kernels/ops.c - which tables there are, and which of them this machine can run. */
+#include "ops.h"
+
+#include <string.h>
+
+static int is_always(void)
+{
+    return 1;
+}
+
+const ops_choice_t ops_cpu_choices[] = { { &ops_judge, is_always } };
+const size_t ops_cpu_choice_count = sizeof ops_cpu_choices / sizeof ops_cpu_choices[0];
+
+const ops_t *ops_find(const char *name)
+{
+    if (strcmp(name, "judge") == 0) return &ops_judge;
+    int is_auto = strcmp(name, "auto") == 0;
+    for (size_t i = ops_cpu_choice_count; i-- > 0;) {
+        const ops_choice_t *choice = &ops_cpu_choices[i];
+        if ((is_auto || strcmp(name, choice->ops->name) == 0) && choice->is_supported())
+            return choice->ops;
+    }
+    return NULL;
+}
