@@ -140,10 +140,11 @@ typedef struct {
 /* clang-format on */
 
 typedef enum { TYPE_u32, TYPE_u64, TYPE_f32, TYPE_f64 } scalar_t;
-typedef enum { KIND_FIELD, KIND_TEXT, KIND_LIST, KIND_BYTES } kind_t;
+typedef enum { KIND_FIELD, KIND_TEXT, KIND_LIST, KIND_BYTES, KIND_GROUP } kind_t;
 
-/* One field as the codec sees it.  SAMPLING is expanded into its fields. */
-typedef struct {
+/* One field as the codec sees it.  SAMPLING is a GROUP: a struct inside the message, whose fields lie on the
+ * wire among the message's own. */
+typedef struct field_desc {
     const char *name;
     kind_t kind;
     scalar_t type;       /* of FIELD, and of LIST's elements */
@@ -153,6 +154,8 @@ typedef struct {
     u64 max;             /* largest legal integer; integers above it are refused */
     double least, most;  /* range of a float, both 0: any finite value or infinity */
     const char *doc;
+    const struct field_desc *group; /* of GROUP: its fields, with offsets from the group's begin */
+    size_t group_count;
 } field_desc_t;
 
 typedef struct {
@@ -160,7 +163,8 @@ typedef struct {
     u32 tag;
     const char *doc;
     const field_desc_t *fields;
-    size_t field_count;
+    size_t field_count; /* entries of `fields` */
+    size_t wire_count;  /* fields on the wire: groups count with all of theirs */
     size_t size; /* of its struct: what the codec clears before it decodes */
 } msg_desc_t;
 
