@@ -1,0 +1,142 @@
+/* runtime/model/tokenizer_bpe.c - byte-pair merging of one word. */
+#include "tokenizer_bpe.h"
+
+#include <stdlib.h>
+
+#include "../invariant.h"
+
+static const uint64_t empty_pair = UINT64_MAX;
+static const uint32_t none = UINT32_MAX; /* no symbol */
+
+err_t merges_init(merges_t *self, uint32_t merge_count)
+{
+    uint32_t slot_count = 16;
+    while (slot_count < 2 * merge_count) slot_count *= 2;
+    self->slots = malloc(slot_count * sizeof *self->slots);
+    if (!self->slots) return ERR_NO_SPACE;
+    for (uint32_t i = 0; i < slot_count; i++) self->slots[i].pair = empty_pair;
+    self->slot_mask = slot_count - 1;
+    self->count = 0;
+    return ERR_OK;
+}
+
+void merges_fini(merges_t *self)
+{
+    free(self->slots);
+    self->slots = NULL;
+}
+
+/* The slot that holds this pair, or the empty one where it belongs.  Ends: at most half the slots
+ * are used. */
+static merge_t *slot_of(const merges_t *self, uint32_t left, uint32_t right)
+{
+    uint64_t pair = (uint64_t)left << 32 | right;
+    uint32_t at = (uint32_t)((pair * 0x9e3779b97f4a7c15u) >> 32) & self->slot_mask;
+    while (self->slots[at].pair != pair && self->slots[at].pair != empty_pair)
+        at = (at + 1) & self->slot_mask;
+    return &self->slots[at];
+}
+
+void merges_add(merges_t *self, uint32_t left, uint32_t right, merge_t merged)
+{
+    merge_t *slot = slot_of(self, left, right);
+    if (slot->pair == empty_pair) self->count++;
+    invariant(self->count <= self->slot_mask / 2 + 1);
+    *slot = (merge_t){ (uint64_t)left << 32 | right, merged.rank, merged.id };
+}
+
+err_t bpe_reserve(bpe_t *self, size_t bytes_max)
+{
+    if (bytes_max <= self->bytes_max) return ERR_OK;
+    if (bytes_max > UINT32_MAX / 4) return ERR_NO_SPACE;
+    bpe_fini(self);
+    self->ids = malloc(bytes_max * sizeof *self->ids);
+    self->previous = malloc(bytes_max * sizeof *self->previous);
+    self->next = malloc(bytes_max * sizeof *self->next);
+    /* One entry per pair at first; every merge takes one away and adds at most two. */
+    self->heap = malloc(2 * bytes_max * sizeof *self->heap);
+    if (!self->ids || !self->previous || !self->next || !self->heap) {
+        bpe_fini(self);
+        return ERR_NO_SPACE;
+    }
+    self->bytes_max = (uint32_t)bytes_max;
+    return ERR_OK;
+}
+
+void bpe_fini(bpe_t *self)
+{
+    free(self->ids);
+    free(self->previous);
+    free(self->next);
+    free(self->heap);
+    *self = (bpe_t){ 0 };
+}
+
+static void heap_push(bpe_t *self, uint64_t entry)
+{
+    uint32_t at = self->heap_count++;
+    while (at > 0 && self->heap[(at - 1) / 2] > entry) {
+        self->heap[at] = self->heap[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    self->heap[at] = entry;
+}
+
+static uint64_t heap_pop(bpe_t *self)
+{
+    uint64_t top = self->heap[0], last = self->heap[--self->heap_count];
+    uint32_t at = 0;
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child >= self->heap_count) break;
+        if (child + 1 < self->heap_count && self->heap[child + 1] < self->heap[child]) child++;
+        if (self->heap[child] >= last) break;
+        self->heap[at] = self->heap[child];
+        at = child;
+    }
+    self->heap[at] = last;
+    return top;
+}
+
+static void push_pair(bpe_t *self, const merges_t *merges, uint32_t position)
+{
+    uint32_t next = self->next[position];
+    if (next == none) return;
+    const merge_t *merge = slot_of(merges, self->ids[position], self->ids[next]);
+    if (merge->pair != empty_pair) heap_push(self, (uint64_t)merge->rank << 32 | position);
+}
+
+/* Merge the symbol at position with its successor, if they still are the pair that had this rank.
+ */
+static void merge_at(bpe_t *self, const merges_t *merges, uint32_t position, uint32_t rank)
+{
+    uint32_t next = self->next[position];
+    if (self->ids[position] == none || next == none) return;
+    const merge_t *merge = slot_of(merges, self->ids[position], self->ids[next]);
+    if (merge->pair == empty_pair || merge->rank != rank) return;
+    self->ids[position] = merge->id;
+    self->ids[next] = none;
+    self->next[position] = self->next[next];
+    if (self->next[next] != none) self->previous[self->next[next]] = position;
+    if (self->previous[position] != none) push_pair(self, merges, self->previous[position]);
+    push_pair(self, merges, position);
+}
+
+uint32_t bpe_run(bpe_t *self, const merges_t *merges, const uint8_t *word, uint32_t size)
+{
+    invariant(size > 0 && size <= self->bytes_max);
+    for (uint32_t i = 0; i < size; i++) {
+        self->ids[i] = merges->byte_ids[word[i]];
+        self->previous[i] = i == 0 ? none : i - 1;
+        self->next[i] = i + 1 == size ? none : i + 1;
+    }
+    self->heap_count = 0;
+    for (uint32_t i = 0; i < size; i++) push_pair(self, merges, i);
+    while (self->heap_count > 0) {
+        uint64_t top = heap_pop(self);
+        merge_at(self, merges, (uint32_t)top, (uint32_t)(top >> 32));
+    }
+    uint32_t count = 0;
+    for (uint32_t i = 0; i != none; i = self->next[i]) self->ids[count++] = self->ids[i];
+    return count;
+}

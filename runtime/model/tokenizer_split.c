@@ -1,0 +1,168 @@
+/* runtime/model/tokenizer_split.c - the pre-tokeniser: a text cut into words by a sequence of
+ * regexes. */
+#include "tokenizer_split.h"
+
+#include <string.h>
+
+#include "../invariant.h"
+#include "tokenizer_vocab.h"
+
+/* A hostile pattern may backtrack without end; honest ones need a few steps per byte. */
+enum { MATCH_LIMIT = 50000000, STACK_LEAST = 32 * 1024, STACK_MOST = 1024 * 1024 };
+
+/* Oniguruma, which the tokenizers were trained with, takes \s for Unicode's White_Space.  PCRE2
+ * adds U+180E. */
+static const char white_space[] = "\\x{9}-\\x{d}\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{"
+                                  "2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
+
+err_t splitter_init(splitter_t *self)
+{
+    *self = (splitter_t){ .context = pcre2_match_context_create(NULL) };
+    self->stack =
+        pcre2_jit_stack_create(STACK_LEAST, STACK_MOST, NULL); /* NULL where there is no JIT */
+    if (!self->context) return ERR_NO_SPACE;
+    pcre2_set_match_limit(self->context, MATCH_LIMIT);
+    if (self->stack) pcre2_jit_stack_assign(self->context, NULL, self->stack);
+    return ERR_OK;
+}
+
+void splitter_fini(splitter_t *self)
+{
+    for (uint32_t i = 0; i < self->stage_count; i++) {
+        pcre2_match_data_free(self->stages[i].match);
+        pcre2_code_free(self->stages[i].code);
+    }
+    pcre2_match_context_free(self->context);
+    pcre2_jit_stack_free(self->stack);
+    *self = (splitter_t){ 0 };
+}
+
+typedef struct {
+    char text[4 * SPLIT_PATTERN_MAX];
+    size_t size;
+    bool is_full;
+} pattern_t;
+
+static void append(pattern_t *out, const char *text, size_t size)
+{
+    out->is_full |= size > sizeof out->text - out->size;
+    if (out->is_full) return;
+    memcpy(out->text + out->size, text, size);
+    out->size += size;
+}
+
+/* The escape at text (a backslash and a character), spelt for PCRE2.  False: there is no equal. */
+static bool translate_escape(pattern_t *out, const char *text, bool is_in_class)
+{
+    if (text[1] != 's' && text[1] != 'S') {
+        append(out, text, 2);
+        return true;
+    }
+    if (is_in_class && text[1] == 'S') return false;
+    if (!is_in_class) append(out, text[1] == 's' ? "[" : "[^", text[1] == 's' ? 1 : 2);
+    append(out, white_space, sizeof white_space - 1);
+    if (!is_in_class) append(out, "]", 1);
+    return true;
+}
+
+static bool translate(pattern_t *out, const char *pattern, size_t size)
+{
+    bool is_in_class = false;
+    for (size_t i = 0; i < size; i++) {
+        if (pattern[i] == '\\' && i + 1 < size) {
+            if (!translate_escape(out, pattern + i, is_in_class)) return false;
+            i++;
+            continue;
+        }
+        if (pattern[i] == '[') is_in_class = true;
+        if (pattern[i] == ']') is_in_class = false;
+        append(out, pattern + i, 1);
+    }
+    return !out->is_full;
+}
+
+err_t splitter_add(splitter_t *self, const char *pattern, error_text_t *why)
+{
+    size_t size = strlen(pattern);
+    static const uint32_t options =
+        PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_DOLLAR_ENDONLY;
+    pattern_t translated = { .size = 0 };
+    if (self->stage_count == SPLIT_STAGES_MAX || size > SPLIT_PATTERN_MAX ||
+        !translate(&translated, pattern, size)) {
+        tokenizer_refuse(why,
+                         "pre_tokenizer: pattern %u: %zu bytes; at most %d patterns of %d bytes, "
+                         "without \\S in a class",
+                         self->stage_count, size, SPLIT_STAGES_MAX, SPLIT_PATTERN_MAX);
+        return ERR_MODEL;
+    }
+    int code = 0;
+    PCRE2_SIZE where = 0;
+    stage_t stage = { .code = pcre2_compile((PCRE2_SPTR)translated.text, translated.size, options,
+                                            &code, &where, NULL) };
+    if (!stage.code) {
+        char text[256];
+        pcre2_get_error_message(code, (PCRE2_UCHAR *)text, sizeof text);
+        tokenizer_refuse(why, "pre_tokenizer: pattern %u: %s (near byte %zu)", self->stage_count,
+                         text, (size_t)where);
+        return ERR_MODEL;
+    }
+    stage.is_compiled = self->stack && pcre2_jit_compile(stage.code, PCRE2_JIT_COMPLETE) == 0;
+    stage.match = pcre2_match_data_create(1, NULL);
+    invariant(stage.match != NULL);
+    self->stages[self->stage_count++] = stage;
+    return ERR_OK;
+}
+
+typedef struct {
+    splitter_t *splitter;
+    split_word_fn *word;
+    void *context;
+} run_t;
+
+/* Find the next match in [from, size).  False: none, or the pattern ran into its limit; then the
+ * rest is one piece. */
+static bool find(splitter_t *self, const stage_t *stage, const char *text, size_t size, size_t from)
+{
+    PCRE2_SPTR subject = (PCRE2_SPTR)text;
+    int found = stage->is_compiled
+                    ? pcre2_jit_match(stage->code, subject, size, from, PCRE2_NO_UTF_CHECK,
+                                      stage->match, self->context)
+                    : pcre2_match(stage->code, subject, size, from, PCRE2_NO_UTF_CHECK,
+                                  stage->match, self->context);
+    return found >= 0;
+}
+
+static size_t next_character(const char *text, size_t size, size_t at)
+{
+    do at++;
+    while (at < size && ((uint8_t)text[at] & 0xc0) == 0x80);
+    return at;
+}
+
+static void cut(const run_t *run, uint32_t depth, const char *text, size_t size)
+{
+    if (depth == run->splitter->stage_count) {
+        run->word(run->context, text, size);
+        return;
+    }
+    const stage_t *stage = &run->splitter->stages[depth];
+    const PCRE2_SIZE *found = pcre2_get_ovector_pointer(stage->match);
+    size_t done = 0, from = 0;
+    while (from < size && find(run->splitter, stage, text, size, from)) {
+        size_t begin = found[0],
+               end = found[1]; /* copied: a deeper stage has its own, but be safe from \K */
+        if (begin > end || begin < done) break;
+        if (begin > done) cut(run, depth + 1, text + done, begin - done);
+        if (end > begin) cut(run, depth + 1, text + begin, end - begin);
+        done = end;
+        from = end > begin ? end : next_character(text, size, end);
+    }
+    if (done < size) cut(run, depth + 1, text + done, size - done);
+}
+
+void splitter_run(splitter_t *self, const char *text, size_t size, split_word_fn *word,
+                  void *context)
+{
+    if (size == 0) return;
+    cut(&(run_t){ self, word, context }, 0, text, size);
+}
