@@ -1,0 +1,422 @@
+/* runtime/zmq/peers.c - who is up: hello makes a peer up, silence or a broken connection makes it
+ * down, an old life is not heard.
+ *
+ * A hello with to_epoch 0 says "I do not know you (any more)" and is answered with a hello.  Heard
+ * from a peer that is up it means that the peer had given us up, so that everything in between was
+ * lost: the actor is told peer_down and then peer_up.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "state.h"
+
+static uint64_t dead_us(const actor_t *world)
+{
+    return (uint64_t)world->config->timing.dead_ms * 1000;
+}
+
+/* ---- the table
+ * ------------------------------------------------------------------------------------- */
+
+static void peer_init(actor_t *world, peer_t *peer, address_t who, uint32_t mark)
+{
+    memset(peer, 0, sizeof *peer);
+    peer->address = who;
+    peer->mark = mark;
+    peer->next_client = -1;
+    peer->channel = &world->channels[0];
+}
+
+/* Peers that connect to us are known by their routing id; to others we open a DEALER of our own. */
+static void place_peer(actor_t *world, peer_t *peer, const link_t *link, uint32_t *channels)
+{
+    if (link->connector == world->self.role) {
+        peer->channel = &world->channels[(*channels)++];
+        peer->channel->peer = peer;
+    } else {
+        const char *role = role_names[peer->address.role];
+        peer->id_size = (uint32_t)snprintf((char *)peer->id, sizeof peer->id, "%s.%u", role,
+                                           peer->address.index);
+    }
+}
+
+static err_t clients_open(actor_t *world)
+{
+    const link_t *link = link_between(ROLE_client, world->self.role);
+    if (!link) return ERR_OK;
+    world->clients = calloc(CLIENTS_MAX, sizeof *world->clients);
+    if (!world->clients) return ERR_NO_SPACE;
+    for (int32_t i = 0; i < CLIENTS_MAX; i++) {
+        address_t who = { ROLE_client, (u32)i };
+        peer_init(world, &world->clients[i], who, link->mark);
+        world->clients[i].next_client = i + 1 < CLIENTS_MAX ? i + 1 : -1;
+        world->client_buckets[i] = -1;
+    }
+    world->client_free_first = 0;
+    world->client_free_last = CLIENTS_MAX - 1;
+    return ERR_OK;
+}
+
+static uint32_t count_peers(actor_t *world)
+{
+    uint32_t count = 0;
+    for (role_t role = 0; role < ROLES_MAX; role++) {
+        if (!link_between(role, world->self.role)) continue;
+        world->first_peer[role] = count;
+        world->role_peers[role] = role_instances(world->config, role);
+        count += world->role_peers[role];
+    }
+    return count;
+}
+
+err_t peers_open(actor_t *world)
+{
+    world->peer_count = count_peers(world);
+    world->channels = calloc(world->peer_count + 1, sizeof *world->channels);
+    world->peers = calloc(world->peer_count + 1, sizeof *world->peers);
+    world->dirty = calloc(world->peer_count + CLIENTS_MAX, sizeof *world->dirty);
+    if (!world->channels || !world->peers || !world->dirty) return ERR_NO_SPACE;
+    uint32_t channels = 1;
+    for (role_t role = 0; role < ROLES_MAX; role++) {
+        const link_t *link = link_between(role, world->self.role);
+        for (u32 i = 0; i < world->role_peers[role]; i++) {
+            peer_t *peer = &world->peers[world->first_peer[role] + i];
+            peer_init(world, peer, (address_t){ role, i }, link->mark);
+            place_peer(world, peer, link, &channels);
+        }
+    }
+    world->channel_count = channels;
+    return clients_open(world);
+}
+
+void peers_close(actor_t *world)
+{
+    free(world->channels);
+    free(world->peers);
+    free(world->dirty);
+    free(world->clients);
+    world->channels = NULL;
+    world->peers = world->clients = NULL;
+    world->dirty = NULL;
+}
+
+peer_t *peer_find(const actor_t *world, address_t who)
+{
+    if ((unsigned)who.role >= ROLES_MAX) return NULL;
+    if (who.role == ROLE_client) {
+        if (!world->clients || who.index >= CLIENTS_MAX) return NULL;
+        return world->clients[who.index].id_size ? &world->clients[who.index] : NULL;
+    }
+    if (who.index >= world->role_peers[who.role]) return NULL;
+    return &world->peers[world->first_peer[who.role] + who.index];
+}
+
+/* ---- clients: any routing id that is not one of ours
+ * ------------------------------------------------- */
+
+static uint32_t bucket_of(const uint8_t *id, size_t size)
+{
+    uint64_t hash = 14695981039346656037u; /* FNV-1a: ids are short */
+    for (size_t i = 0; i < size; i++) hash = (hash ^ id[i]) * 1099511628211u;
+    return (uint32_t)(hash ^ (hash >> 32)) % CLIENTS_MAX;
+}
+
+static peer_t *client_take(actor_t *world, const uint8_t *id, size_t size)
+{
+    int32_t *bucket = &world->client_buckets[bucket_of(id, size)];
+    for (int32_t i = *bucket; i >= 0; i = world->clients[i].next_client) {
+        peer_t *client = &world->clients[i];
+        if (client->id_size == size && memcmp(client->id, id, size) == 0) return client;
+    }
+    int32_t slot = world->client_free_first;
+    if (slot < 0) return NULL;
+    peer_t *client = &world->clients[slot];
+    world->client_free_first = client->next_client;
+    if (world->client_free_first < 0) world->client_free_last = -1;
+    peer_init(world, client, client->address, client->mark);
+    client->id_size = (uint32_t)size;
+    memcpy(client->id, id, size);
+    client->next_client = *bucket;
+    *bucket = slot;
+    return client;
+}
+
+/* To the end of the free list, so that its index names nobody else for as long as possible. */
+static void client_release(actor_t *world, peer_t *client)
+{
+    int32_t slot = (int32_t)client->address.index;
+    int32_t *place = &world->client_buckets[bucket_of(client->id, client->id_size)];
+    while (*place != slot) place = &world->clients[*place].next_client;
+    *place = client->next_client;
+    client->next_client = -1;
+    client->id_size = 0;
+    channel_t *channel = &world->channels[0];
+    if (channel->has_frame && channel->frame_peer == client) {
+        (void)zmq_msg_close(&channel->frame);
+        channel->has_frame = false;
+    }
+    if (world->client_free_last >= 0)
+        world->clients[world->client_free_last].next_client = slot;
+    else
+        world->client_free_first = slot;
+    world->client_free_last = slot;
+}
+
+/* "role.index" of a role of ours; false: somebody outside. */
+static bool parse_id(const uint8_t *id, size_t size, address_t *who)
+{
+    char text[ROUTING_ID_MAX + 1], *end;
+    memcpy(text, id, size);
+    text[size] = 0;
+    char *dot = strchr(text, '.');
+    if (!dot || dot[1] < '0' || dot[1] > '9') return false;
+    *dot = 0;
+    unsigned long index = strtoul(dot + 1, &end, 10);
+    if (end != text + size || index > INDEX_MAX) return false;
+    for (role_t role = ROLE_client + 1; role < ROLES_MAX; role++) {
+        if (strcmp(text, role_names[role]) != 0) continue;
+        *who = (address_t){ role, (u32)index };
+        return true;
+    }
+    return false;
+}
+
+peer_t *peer_of_id(actor_t *world, const uint8_t *id, size_t size)
+{
+    address_t who;
+    if (size == 0 || size > ROUTING_ID_MAX) return NULL;
+    if (parse_id(id, size, &who)) {
+        peer_t *peer = peer_find(world, who);
+        return peer && peer->id_size ? peer : NULL; /* no link, or one that we connect */
+    }
+    return world->clients ? client_take(world, id, size) : NULL;
+}
+
+/* ---- up and down
+ * ------------------------------------------------------------------------------------ */
+
+void peer_say_hello(actor_t *world, peer_t *peer)
+{
+    msg_t hello;
+    msg_init(&hello, MSG_hello);
+    hello.hello.role = world->self.role;
+    hello.hello.index = world->self.index;
+    hello.hello.model_key = world->model_key;
+    (void)snprintf(hello.hello.version, sizeof hello.hello.version, "%s", TROUPE_VERSION);
+    peer->asked_us = actor_now_us(world);
+    peer->owes_hello = peer_queue(world, peer, &hello) != ERR_OK;
+}
+
+void peer_lose(actor_t *world, peer_t *peer)
+{
+    peer_drop_batch(world, peer);
+    peer->connected_us = 0;
+    peer->owes_hello = false;
+    bool is_client = peer->address.role == ROLE_client;
+    if (peer->epoch == 0 && !is_client) return;
+    peer->is_lost = true;
+    world->has_lost = true;
+}
+
+static void tell_down(actor_t *world, peer_t *peer)
+{
+    msg_t down;
+    uint64_t epoch = peer->epoch;
+    peer_drop_batch(world, peer);
+    peer->is_lost = false;
+    peer->epoch = 0;
+    peer->sequence = 0;
+    msg_init(&down, MSG_peer_down);
+    down.peer_down.role = peer->address.role;
+    down.peer_down.index = peer->address.index;
+    down.peer_down.peer_epoch = epoch;
+    if (epoch && world->class->on[MSG_peer_down]) deliver(world, &down);
+    if (peer->address.role == ROLE_client && peer->id_size) client_release(world, peer);
+}
+
+static void tell_up(actor_t *world, peer_t *peer, uint64_t epoch)
+{
+    msg_t up;
+    peer->epoch = peer->last_epoch = epoch;
+    peer->heard_us = actor_now_us(world);
+    peer->is_refused = false;
+    msg_init(&up, MSG_peer_up);
+    up.peer_up.role = peer->address.role;
+    up.peer_up.index = peer->address.index;
+    up.peer_up.peer_epoch = epoch;
+    if (world->class->on[MSG_peer_up]) deliver(world, &up);
+}
+
+void peers_deliver_lost(actor_t *world)
+{
+    if (!world->has_lost) return;
+    world->has_lost = false;
+    for (uint32_t i = 0; i < world->peer_count; i++)
+        if (world->peers[i].is_lost) tell_down(world, &world->peers[i]);
+    for (uint32_t i = 0; world->clients && i < CLIENTS_MAX; i++)
+        if (world->clients[i].is_lost) tell_down(world, &world->clients[i]);
+}
+
+/* ---- what a peer says
+ * ------------------------------------------------------------------------------- */
+
+static void count_stale(actor_t *world)
+{
+    metrics_count(&world->metrics, METRIC_messages_stale_total, 1);
+}
+
+static void count_refused(actor_t *world)
+{
+    metrics_count(&world->metrics, METRIC_frames_refused_total, 1);
+}
+
+/* A hello must name who its routing id names, serve the same model, and be of the peer's latest
+ * life. */
+static bool is_welcome(actor_t *world, peer_t *peer, const msg_t *m)
+{
+    const msg_hello_t *hello = &m->hello;
+    bool is_client = peer->address.role == ROLE_client;
+    if (hello->role != (u32)peer->address.role ||
+        (!is_client && hello->index != peer->address.index) || m->header.epoch == 0) {
+        count_refused(world);
+        return false;
+    }
+    if (!is_client && m->header.epoch < peer->last_epoch) {
+        count_stale(world);
+        return false;
+    }
+    bool is_other_model =
+        hello->model_key && world->model_key && hello->model_key != world->model_key;
+    if (is_other_model && !peer->is_refused) {
+        peer->is_refused = true;
+        actor_log(world, LOG_ERROR, "WIRE-MODEL",
+                  "%s.%u serves model key %016" PRIx64 ", this actor %016" PRIx64
+                  "; no link is made",
+                  role_names[peer->address.role], peer->address.index, hello->model_key,
+                  world->model_key);
+    }
+    return !is_other_model;
+}
+
+static void on_hello(actor_t *world, peer_t *peer, const msg_t *m)
+{
+    uint64_t epoch = m->header.epoch, to_epoch = m->header.to_epoch;
+    if (!is_welcome(world, peer, m)) return;
+    if (to_epoch && to_epoch != world->epoch) {
+        count_stale(world);
+        return;
+    }
+    bool is_reset = peer->epoch && (peer->epoch != epoch || to_epoch == 0);
+    if ((is_reset && peer->address.role != ROLE_client) || peer->is_lost) tell_down(world, peer);
+    if (peer->id_size == 0 && !peer->channel->peer) return; /* a client that was lost this moment */
+    bool was_up = peer->epoch == epoch;
+    peer->epoch = epoch; /* our answer must name the life it answers */
+    if (to_epoch == 0) peer_say_hello(world, peer);
+    if (!was_up) tell_up(world, peer, epoch);
+}
+
+/* Clients speak for themselves only: nothing that workers and balancers say to each other. */
+static bool is_for_clients(msg_type_t type)
+{
+    switch (type) {
+    case MSG_status_request:
+    case MSG_stop:
+    case MSG_client_submit:
+    case MSG_client_cancel:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* A client may leave out its hello. */
+static bool is_client_welcome(actor_t *world, peer_t *peer, const msg_t *m)
+{
+    if (!is_for_clients(m->type)) {
+        count_refused(world);
+        return false;
+    }
+    if (peer->epoch == 0 && !peer->is_lost)
+        tell_up(world, peer, m->header.epoch ? m->header.epoch : 1);
+    return true;
+}
+
+void peer_hear(actor_t *world, peer_t *peer, msg_t *m)
+{
+    bool is_client = peer->address.role == ROLE_client;
+    m->header.from = peer->address;
+    if (m->type == MSG_hello) {
+        on_hello(world, peer, m);
+        return;
+    }
+    if (is_client && (m->type == MSG_heartbeat || !is_client_welcome(world, peer, m))) return;
+    bool is_foreign = m->header.to_epoch != 0 && m->header.to_epoch != world->epoch;
+    bool is_known =
+        peer->epoch != 0 && !peer->is_lost && (is_client || m->header.epoch == peer->epoch);
+    if (is_foreign || !is_known) {
+        if (m->type != MSG_heartbeat) count_stale(world);
+        /* It still takes us for up, or we lost its hello: ask, but let the answer come before
+         * asking again. */
+        uint64_t now_us = actor_now_us(world);
+        if (peer->epoch == 0 && now_us - peer->asked_us > dead_us(world) / 2)
+            peer_say_hello(world, peer);
+        return;
+    }
+    peer->heard_us = actor_now_us(world);
+    if (m->type == MSG_stop) stop_by_message(world, m);
+    if (m->type != MSG_heartbeat) deliver(world, m);
+}
+
+/* ---- silence
+ * ---------------------------------------------------------------------------------------- */
+
+static void beat(actor_t *world, peer_t *peer, uint64_t now_us)
+{
+    uint64_t interval_us = (uint64_t)world->config->timing.heartbeat_ms * 1000;
+    if (peer->batch || now_us - peer->sent_us < interval_us) return;
+    msg_t heartbeat;
+    msg_init(&heartbeat, MSG_heartbeat);
+    if (peer_queue(world, peer, &heartbeat) == ERR_OK) peer->sent_us = now_us;
+}
+
+static void watch(actor_t *world, peer_t *peer, uint64_t now_us)
+{
+    bool has_dealer = peer->channel->peer == peer;
+    if (peer->owes_hello && peer->connected_us) peer_say_hello(world, peer);
+    if (peer->epoch && !peer->is_lost) {
+        if (now_us - peer->heard_us < dead_us(world)) {
+            beat(world, peer, now_us);
+            return;
+        }
+        actor_log(world, LOG_WARN, "WIRE-SILENT", "%s.%u was silent for %" PRIu64 " ms",
+                  role_names[peer->address.role], peer->address.index,
+                  (now_us - peer->heard_us) / 1000);
+        peer_lose(world, peer);
+        if (has_dealer) link_reopen(peer);
+        return;
+    }
+    /* Connected, but our hello is not answered: the binder may still hold an older connection of
+     * ours. */
+    if (has_dealer && peer->connected_us && now_us - peer->connected_us > dead_us(world))
+        link_reopen(peer);
+}
+
+/* After a pause of our own (a stopped process) nobody was silent: we did not listen. */
+static void forgive(actor_t *world, uint64_t now_us)
+{
+    for (uint32_t i = 0; i < world->peer_count; i++) world->peers[i].heard_us = now_us;
+}
+
+void peers_tick(actor_t *world)
+{
+    uint64_t now_us = actor_now_us(world);
+    if (world->tick_us && now_us - world->tick_us > dead_us(world) / 2) forgive(world, now_us);
+    world->tick_us = now_us;
+    for (uint32_t i = 0; i < world->peer_count; i++) watch(world, &world->peers[i], now_us);
+    for (uint32_t i = 0; world->clients && i < CLIENTS_MAX; i++) {
+        peer_t *client = &world->clients[i];
+        if (client->id_size && !client->is_lost) beat(world, client, now_us);
+    }
+}
