@@ -1,8 +1,9 @@
 /* runtime/model/chat.h - chat templates in native code, chosen by what tokenizer_config.json holds.
  *
- * Known: deepseek_v3, deepseek_r1, deepseek_v3_1, tiny.  The templates are recognised by their features in the
- * Jinja text (never executed); an unknown one is refused with the list of known ones.
- * Special tokens in the output are the template's own only: a user's text that spells one stays text.
+ * Known: deepseek_v3, deepseek_r1, deepseek_v3_1, tiny.  The templates are recognised by their
+ * features in the Jinja text (never executed); an unknown one is refused with the list of known
+ * ones. Special tokens in the output are the template's own only: a user's text that spells one
+ * stays text.
  */
 #ifndef RUNTIME_MODEL_CHAT_H
 #define RUNTIME_MODEL_CHAT_H
@@ -23,7 +24,7 @@ typedef struct {
     size_t content_size;
     const chat_call_t *calls; /* tool calls of an assistant message */
     uint32_t call_count;
-    int is_prefix;            /* last assistant message to be continued */
+    int is_prefix; /* last assistant message to be continued */
 } chat_message_t;
 
 typedef struct chat chat_t;
@@ -33,14 +34,20 @@ chat_t *chat_new(const char *dir, const tokenizer_t *tokenizer, error_text_t *wh
 void chat_destroy(chat_t **self);
 const char *chat_name(const chat_t *self);
 
-/* Render messages and tokenise them, begin token and generation prompt included, into ids (at most cap).
- * thinking: -1 the template's default, 0 off, 1 on (V3.1).  Returns the number of ids needed;
- * 0 with *why when a message cannot be rendered. */
-size_t chat_render(chat_t *self, tokenizer_t *tokenizer, const chat_message_t *messages, uint32_t count, int thinking,
-                   uint32_t *ids, size_t cap, error_text_t *why);
+/* Make room for messages of this many bytes in all; after that chat_render does not allocate for
+ * them.  False: no memory. */
+MUST_CHECK bool chat_reserve(chat_t *self, size_t text_bytes);
 
-/* How answers of this template are split: the ids that open and close reasoning (UINT32_MAX: none), and whether
- * the generation prompt has already opened it. */
+/* Render messages and tokenise them, begin token and generation prompt included, into ids (at most
+ * cap). thinking: -1 the template's default, 0 off, 1 on; only V3.1 can switch, for the others it
+ * says nothing. A content of NULL is empty.  Where the published template adds no generation prompt
+ * (after tool outputs; V3.1 also after an assistant's message) neither does this.  Returns the
+ * number of ids needed; 0 with *why when a message cannot be rendered. */
+size_t chat_render(chat_t *self, tokenizer_t *tokenizer, const chat_message_t *messages,
+                   uint32_t count, int thinking, uint32_t *ids, size_t cap, error_text_t *why);
+
+/* How answers of this template are split: the ids that open and close reasoning (UINT32_MAX: none),
+ * and whether the generation prompt has already opened it. */
 typedef struct {
     uint32_t think_begin, think_end;
     int starts_in_reasoning;
