@@ -126,30 +126,48 @@ static void emit(output_t *out, const uint32_t *ids, uint32_t count)
     }
 }
 
-static void merge_word(output_t *out, cached_t *cached, const char *word, size_t size)
+static uint32_t merge_word(output_t *out, const char *word, size_t size)
 {
     tokenizer_t *self = out->self;
     uint32_t count = bpe_run(&self->bpe, &self->merges, (const uint8_t *)word, (uint32_t)size);
     emit(out, self->bpe.ids, count);
-    if (!cached || count > CACHE_IDS_MAX) return;
-    cached->size = (uint8_t)size;
-    cached->count = (uint8_t)count;
-    memcpy(cached->word, word, size);
-    memcpy(cached->ids, self->bpe.ids, count * sizeof *cached->ids);
+    return count;
+}
+
+/* A word that is not in the cache.  Most are tokens themselves; that merging leads there is tried
+ * once each. */
+static uint32_t encode_rare(output_t *out, const char *word, size_t size)
+{
+    tokenizer_t *self = out->self;
+    uint32_t id = vocab_find(&self->vocab, word, size);
+    if (id == NO_TOKEN || !self->vocab.tokens[id].is_whole) {
+        uint32_t count = merge_word(out, word, size);
+        if (id != NO_TOKEN) self->vocab.tokens[id].is_whole = count == 1 && self->bpe.ids[0] == id;
+        return count;
+    }
+    emit(out, &id, 1);
+    self->bpe.ids[0] = id;
+    return 1;
 }
 
 static void encode_word(void *context, const char *word, size_t size)
 {
     output_t *out = context;
     if (size > CACHE_WORD_MAX) {
-        merge_word(out, NULL, word, size);
+        merge_word(out, word, size);
         return;
     }
     cached_t *cached = &out->self->cache[XXH3_64bits(word, size) % CACHE_SLOTS];
-    if (cached->size == size && memcmp(cached->word, word, size) == 0)
+    if (cached->size == size && memcmp(cached->word, word, size) == 0) {
         emit(out, cached->ids, cached->count);
-    else
-        merge_word(out, cached, word, size);
+        return;
+    }
+    uint32_t count = encode_rare(out, word, size);
+    if (count > CACHE_IDS_MAX) return;
+    cached->size = (uint8_t)size;
+    cached->count = (uint8_t)count;
+    memcpy(cached->word, word, size);
+    memcpy(cached->ids, out->self->bpe.ids, count * sizeof *cached->ids);
 }
 
 static void encode_plain(output_t *out, const char *text, size_t size)

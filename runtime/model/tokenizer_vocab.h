@@ -14,6 +14,7 @@ typedef struct {
     uint16_t size;
     uint8_t is_used; /* ids may have gaps */
     uint8_t is_special;
+    uint8_t is_whole; /* merging its bytes as a word gave itself; learnt while encoding */
 } token_t;
 
 /* Added tokens of one kind, sorted by content, so that matching narrows a range byte by byte. */
