@@ -13,11 +13,14 @@ typedef struct {
     const model_t *model;
     const ops_t *ops;
     queue_t *queue;
-    ep_group_t *group;      /* NULL: all experts are here */
+    ep_group_t *group;      /* made for this model and rows_max, and joined before a step; NULL: all experts are here */
     uint32_t rows_max, sequences_max, context_max;
-    void *cache;            /* the KV pool: blocks x model_block_bytes */
+    void *cache;            /* the KV pool: blocks x model_block_bytes (twice that with is_cache_f32) */
     int is_cache_f32;       /* the judge's strictest runs, outside the company */
 } graph_options_t;
+
+/* Scratch that the queue of a graph needs (queue_new_cpu). */
+size_t graph_queue_bytes(const model_config_t *config, uint32_t rows_max, uint32_t context_max);
 
 typedef struct graph graph_t;
 graph_t *graph_new(const graph_options_t *options, error_text_t *why);
@@ -34,7 +37,8 @@ typedef struct {
     float *hidden;                /* tests: [layers + 1][rows][hidden], embedding first, last after the final norm; or NULL */
 } graph_step_t;
 
-/* All ranks of the group must call it together; row_count may be 0.  ERR_EP_PEER: a rank did not answer in time. */
+/* All ranks of the group must call it together; row_count may be 0.  ERR_EP_PEER: a rank did not answer in time.
+ * ERR_ENGINE: an op refused its arguments.  Requires rows, sequences and contexts within the options' limits. */
 MUST_CHECK err_t graph_step(graph_t *self, const graph_step_t *step);
 
 #endif
