@@ -1,6 +1,8 @@
 /* kernels/ops.c - which tables there are, and which of them this machine can run. */
 #include "ops.h"
 
+#include "cpu/fast.h"
+
 #include <string.h>
 
 static int is_always(void)
@@ -8,7 +10,11 @@ static int is_always(void)
     return 1;
 }
 
-const ops_choice_t ops_cpu_choices[] = { { &ops_judge, is_always } };
+const ops_choice_t ops_cpu_choices[] = { { &ops_judge, is_always },
+                                         { &ops_avx2, avx2_is_supported },
+                                         { &ops_avx512, avx512_is_supported },
+                                         { &ops_avx512_bf16, avx512_bf16_is_supported },
+                                         { &ops_amx, amx_is_supported } };
 const size_t ops_cpu_choice_count = sizeof ops_cpu_choices / sizeof ops_cpu_choices[0];
 
 const ops_t *ops_find(const char *name)

@@ -1,0 +1,190 @@
+/* kernels/cpu/fast_gemm.h - matrix products in F32: weights in panels of two vectors of columns,
+ * expanded block by block.
+ *
+ * Layout of packed weights, in the weight's own dtype: [panel][k][PANEL], columns beyond the last
+ * are zero.  A block of K_BLOCK rows of one panel is expanded to F32 (32 KiB, it stays in L1), then
+ * every row of x passes over it.  Few rows take several panels at a time instead, or the chains of
+ * additions would wait for each other.
+ */
+#include "fast.h"
+#include "judge.h"
+#include "queue.h"
+#include "rows.h"
+#include "tile.h"
+
+#include <errno.h>
+
+enum {
+    PANEL = NARROW_VECTORS * LANES,
+    WIDE_PANELS = WIDE_VECTORS / NARROW_VECTORS,
+    K_BLOCK = 256,
+    K_BLOCK_WIDE = K_BLOCK / WIDE_PANELS,
+    GEMM_ROWS_MAX =
+        240, /* rows of x per pass, a multiple of NARROW_ROWS: their part of x fits into L2 */
+};
+
+int NAME(prepare_size)(const tensor_t *w, size_t *bytes)
+{
+    size_t panels = (w->rows + PANEL - 1) / PANEL;
+    *bytes = panels * PANEL * w->cols *
+             (w->dtype == DTYPE_F32    ? 4
+              : w->dtype == DTYPE_BF16 ? 2
+                                       : 1);
+    return 0;
+}
+
+static void pack_element(const tensor_t *w, uint32_t n, uint32_t k, void *packed, size_t to)
+{
+    size_t from = (size_t)n * w->stride + k;
+    int is_real = n < w->rows;
+    switch (w->dtype) {
+    case DTYPE_F32:
+        ((float *)packed)[to] = is_real ? ((const float *)w->data)[from] : 0;
+        break;
+    case DTYPE_BF16:
+        ((uint16_t *)packed)[to] = is_real ? ((const uint16_t *)w->data)[from] : 0;
+        break;
+    case DTYPE_F8E4M3:
+        ((uint8_t *)packed)[to] = is_real ? ((const uint8_t *)w->data)[from] : 0;
+        break;
+    }
+}
+
+int NAME(prepare)(const tensor_t *w, void *packed)
+{
+    for (uint32_t panel = 0; panel * PANEL < w->rows; panel++)
+        for (uint32_t k = 0; k < w->cols; k++)
+            for (uint32_t i = 0; i < PANEL; i++)
+                pack_element(w, panel * PANEL + i, k, packed,
+                             ((size_t)panel * w->cols + k) * PANEL + i);
+    return 0;
+}
+
+typedef struct {
+    const tensor_t *out, *w;
+    const float *x; /* the rows of this pass */
+    size_t x_stride;
+    uint32_t first_row, rows;
+    char *scratch; /* per thread: an expanded block, then sums of panels that cannot be written in
+                      place */
+} gemm_t;
+
+enum { BLOCK_FLOATS = K_BLOCK * PANEL, SUMS_FLOATS = GEMM_ROWS_MAX * PANEL };
+
+/* Rows first .. first + depth of one panel, to `out` with `stride` floats from row to row. */
+static void expand_panel(const tensor_t *w, uint32_t panel, uint32_t first, uint32_t depth,
+                         float *out, size_t stride)
+{
+    const float *scales =
+        w->scales ? w->scales + (size_t)(panel * PANEL / BLOCK_COLS) * w->scale_stride : NULL;
+    for (uint32_t k = first; k < first + depth; k++, out += stride)
+        expand(element(w->packed, w->dtype, ((size_t)panel * w->cols + k) * PANEL), w->dtype,
+               scales ? scales[k / BLOCK_COLS] : 1.0F, PANEL, out);
+}
+
+static void store_sums(const gemm_t *gemm, uint32_t col, uint32_t cols, const float *sums,
+                       size_t stride)
+{
+    if (col + cols > gemm->w->rows) cols = gemm->w->rows - col;
+    for (uint32_t r = 0; r < gemm->rows; r++) {
+        size_t at = (size_t)(gemm->first_row + r) * gemm->out->stride + col;
+        if (gemm->out->dtype == DTYPE_F32) {
+            memcpy((float *)gemm->out->data + at, sums + r * stride, cols * sizeof *sums);
+            continue;
+        }
+        for (uint32_t i = 0; i < cols; i++)
+            ((uint16_t *)gemm->out->data)[at + i] = bf16_from_f32(sums[r * stride + i]);
+    }
+}
+
+/* `panels` panels side by side for the rows of this pass; sums go to the output itself where it is
+ * F32 and whole. */
+static void multiply_panels(const gemm_t *gemm, uint32_t panel, uint32_t panels, float *block,
+                            float *sums)
+{
+    uint32_t width = panels * PANEL, col = panel * PANEL,
+             k_block = panels == 1 ? K_BLOCK : K_BLOCK_WIDE;
+    int is_in_place = gemm->out->dtype == DTYPE_F32 && col + width <= gemm->w->rows;
+    tile_t tile = { .b = block, .b_stride = width, .a_stride = gemm->x_stride };
+    tile.c = is_in_place ? row_f32(gemm->out, gemm->first_row) + col : sums;
+    tile.c_stride = is_in_place ? gemm->out->stride : width;
+    for (uint32_t k = 0; k < gemm->w->cols; k += k_block) {
+        tile.depth = gemm->w->cols - k < k_block ? gemm->w->cols - k : k_block;
+        tile.is_first = k == 0;
+        tile.a = gemm->x + k;
+        for (uint32_t i = 0; i < panels; i++)
+            expand_panel(gemm->w, panel + i, k, tile.depth, block + (size_t)i * PANEL, width);
+        if (panels == 1)
+            multiply_narrow(tile, gemm->rows);
+        else
+            multiply_wide(&tile, gemm->rows);
+    }
+    if (!is_in_place) store_sums(gemm, col, width, sums, width);
+}
+
+static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t last)
+{
+    const gemm_t *gemm = context;
+    float *block = (float *)(void *)gemm->scratch + (size_t)thread * (BLOCK_FLOATS + SUMS_FLOATS);
+    uint32_t panel = first;
+    if (gemm->rows <= WIDE_ROWS)
+        for (; panel + WIDE_PANELS <= last; panel += WIDE_PANELS)
+            multiply_panels(gemm, panel, WIDE_PANELS, block, block + BLOCK_FLOATS);
+    for (; panel < last; panel++) multiply_panels(gemm, panel, 1, block, block + BLOCK_FLOATS);
+}
+
+int NAME(gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w)
+{
+    if (!w->packed) return judge_gemm(q, out, x, w);
+    if (x->cols != w->cols || out->cols != w->rows || out->rows != x->rows ||
+        out->dtype == DTYPE_F8E4M3)
+        return EINVAL;
+    queue_reset(q);
+    gemm_t gemm = { .out = out, .w = w };
+    gemm.scratch =
+        queue_take(q, (size_t)queue_threads(q) * (BLOCK_FLOATS + SUMS_FLOATS) * sizeof(float));
+    size_t step = GEMM_ROWS_MAX;
+    float *rows = NULL;
+    if (x->dtype != DTYPE_F32) {
+        size_t room = queue_left(q) / ((size_t)x->cols * sizeof *rows + 1);
+        if (room < step) step = room;
+        rows = queue_take(q, step * x->cols * sizeof *rows);
+    }
+    if (!gemm.scratch || step == 0) return ENOMEM;
+    uint32_t panels = (w->rows + PANEL - 1) / PANEL;
+    for (uint32_t first = 0; first < x->rows; first += (uint32_t)step) {
+        gemm.first_row = first;
+        gemm.rows = x->rows - first < step ? x->rows - first : (uint32_t)step;
+        for (uint32_t r = 0; rows && r < gemm.rows; r++)
+            expand_activation_row(x, first + r, rows + (size_t)r * x->cols);
+        gemm.x = rows ? rows : row_f32(x, first);
+        gemm.x_stride = rows ? x->cols : x->stride;
+        queue_share(q, panels, WIDE_PANELS, gemm_part, &gemm);
+    }
+    return 0;
+}
+
+static tensor_t rows_of(const tensor_t *x, uint32_t first, uint32_t last)
+{
+    tensor_t part = *x;
+    part.data = (char *)x->data + (size_t)first * x->stride *
+                                      (x->dtype == DTYPE_F32    ? 4
+                                       : x->dtype == DTYPE_BF16 ? 2
+                                                                : 1);
+    part.rows = last - first;
+    if (x->scales) part.scales = x->scales + (size_t)first * x->scale_stride;
+    return part;
+}
+
+int NAME(grouped_gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
+                       const uint32_t *offsets, uint32_t groups)
+{
+    for (uint32_t g = 0; g < groups; g++) {
+        if (offsets[g] == offsets[g + 1]) continue;
+        tensor_t part_out = rows_of(out, offsets[g], offsets[g + 1]),
+                 part_x = rows_of(x, offsets[g], offsets[g + 1]);
+        int status = NAME(gemm)(q, &part_out, &part_x, &w[g]);
+        if (status != 0) return status;
+    }
+    return 0;
+}

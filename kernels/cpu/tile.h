@@ -1,0 +1,161 @@
+/* kernels/cpu/tile.h - the two inner loops of everything: outer-product tiles and dot-product
+ * tiles, in registers.
+ *
+ * Each output is one chain of additions whose order is fixed by the depth alone, so neither the
+ * number of rows in a tile nor the place of a row in it changes a bit of the row's result.
+ */
+#ifndef KERNELS_CPU_TILE_H
+#define KERNELS_CPU_TILE_H
+
+#include "../ops.h"
+#include "vector.h"
+
+/* c[rows][cols] (+)= a[rows][depth] b[depth][cols]; strides in elements. */
+typedef struct {
+    const float *a, *b;
+    float *c;
+    size_t a_stride, b_stride, c_stride;
+    uint32_t depth;
+    int is_first; /* c is written, not added to */
+} tile_t;
+
+INLINE void multiply_tile(const tile_t *tile, const uint32_t rows, const uint32_t vectors)
+{
+    vector_t sums[TILE_VECTORS_MAX];
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
+            tile->is_first ? vector_set(0) : vector_load(tile->c + r * tile->c_stride + v * LANES);
+    }
+    const float *a = tile->a, *b = tile->b;
+    for (uint32_t k = 0; k < tile->depth; k++, a++, b += tile->b_stride) {
+        vector_t columns[TILE_VECTORS_MAX];
+        UNROLL for (uint32_t v = 0; v < vectors; v++) columns[v] = vector_load(b + v * LANES);
+        UNROLL for (uint32_t r = 0; r < rows; r++)
+        {
+            vector_t factor = vector_set(a[r * tile->a_stride]);
+            UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
+                vector_fma(factor, columns[v], sums[r * vectors + v]);
+        }
+    }
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        UNROLL for (uint32_t v = 0; v < vectors; v++)
+            vector_store(tile->c + r * tile->c_stride + v * LANES, sums[r * vectors + v]);
+    }
+}
+
+/* Rows in one tile when it is two vectors wide, and when it is as wide as a few rows allow. */
+enum { NARROW_VECTORS = 2, NARROW_ROWS = TILE_VECTORS_MAX / NARROW_VECTORS };
+enum { WIDE_ROWS = 3, WIDE_VECTORS = TILE_VECTORS_MAX / WIDE_ROWS };
+
+/* Any number of rows, two vectors of columns. */
+static inline void multiply_narrow(tile_t tile, uint32_t rows)
+{
+    for (; rows >= NARROW_ROWS; rows -= NARROW_ROWS) {
+        multiply_tile(&tile, NARROW_ROWS, NARROW_VECTORS);
+        tile.a += NARROW_ROWS * tile.a_stride;
+        tile.c += NARROW_ROWS * tile.c_stride;
+    }
+    for (; rows >= 4; rows -= 4) {
+        multiply_tile(&tile, 4, NARROW_VECTORS);
+        tile.a += 4 * tile.a_stride;
+        tile.c += 4 * tile.c_stride;
+    }
+    if (rows == 3) multiply_tile(&tile, 3, NARROW_VECTORS);
+    if (rows == 2) multiply_tile(&tile, 2, NARROW_VECTORS);
+    if (rows == 1) multiply_tile(&tile, 1, NARROW_VECTORS);
+}
+
+/* One to three rows, many columns: enough chains in flight to hide the latency of an addition. */
+static inline void multiply_wide(const tile_t *tile, uint32_t rows)
+{
+    if (rows == 1) multiply_tile(tile, 1, WIDE_VECTORS);
+    if (rows == 2) multiply_tile(tile, 2, WIDE_VECTORS);
+    if (rows == 3) multiply_tile(tile, 3, WIDE_VECTORS);
+}
+
+/* out[r][0..1] = a[r] . b[0..1] for rows of `depth` values. */
+typedef struct {
+    const float *a, *b[2];
+    size_t a_stride;
+    uint32_t depth;
+    float *out;
+    size_t out_stride;
+} dots_t;
+
+INLINE void dot_tile(const dots_t *dots, const uint32_t rows)
+{
+    vector_t sums[8];
+    UNROLL for (uint32_t i = 0; i < 2 * rows; i++) sums[i] = vector_set(0);
+    for (uint32_t k = 0; k < dots->depth; k += LANES) {
+        uint32_t count = dots->depth - k < LANES ? dots->depth - k : LANES;
+        vector_t left = vector_load_some(dots->b[0] + k, count),
+                 right = vector_load_some(dots->b[1] + k, count);
+        UNROLL for (uint32_t r = 0; r < rows; r++)
+        {
+            vector_t row = vector_load_some(dots->a + r * dots->a_stride + k, count);
+            sums[2 * r] = vector_fma(row, left, sums[2 * r]);
+            sums[2 * r + 1] = vector_fma(row, right, sums[2 * r + 1]);
+        }
+    }
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        dots->out[r * dots->out_stride] = vector_sum(sums[2 * r]);
+        dots->out[r * dots->out_stride + 1] = vector_sum(sums[2 * r + 1]);
+    }
+}
+
+/* The address of element `at` of data of this dtype. */
+INLINE const void *element(const void *data, dtype_t dtype, size_t at)
+{
+    return (const char *)data + at * (dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1);
+}
+
+/* out = from as F32; `scale` only counts for F8E4M3. */
+static inline void expand(const void *from, dtype_t dtype, float scale, uint32_t count, float *out)
+{
+    uint32_t i = 0;
+    switch (dtype) {
+    case DTYPE_F32:
+        memcpy(out, from, count * sizeof *out);
+        return;
+    case DTYPE_BF16:
+        for (; i + LANES <= count; i += LANES)
+            vector_store(out + i, vector_expand_bf16((const uint16_t *)from + i));
+        for (; i < count; i++) out[i] = f32_from_bf16(((const uint16_t *)from)[i]);
+        return;
+    case DTYPE_F8E4M3:
+        for (; i + LANES <= count; i += LANES)
+            vector_store(out + i, vector_expand_e4m3((const uint8_t *)from + i) *
+                                      vector_set(scale * 256.0F));
+        for (; i < count; i++) out[i] = f32_from_e4m3(((const uint8_t *)from)[i]) * scale;
+        return;
+    }
+}
+
+/* A row of a tensor whose scales for this row begin at `scales`. */
+static inline void expand_row(const tensor_t *x, uint32_t row, const float *scales, float *out)
+{
+    const char *from = element(x->data, x->dtype, (size_t)row * x->stride);
+    if (x->dtype != DTYPE_F8E4M3) {
+        expand(from, x->dtype, 1.0F, x->cols, out);
+        return;
+    }
+    for (uint32_t k = 0; k < x->cols; k += BLOCK_COLS)
+        expand(from + k, x->dtype, scales[k / BLOCK_COLS],
+               x->cols - k < BLOCK_COLS ? x->cols - k : BLOCK_COLS, out + k);
+}
+
+static inline void expand_weight_row(const tensor_t *w, uint32_t row, float *out)
+{
+    expand_row(w, row, w->scales ? w->scales + (size_t)(row / BLOCK_COLS) * w->scale_stride : NULL,
+               out);
+}
+
+static inline void expand_activation_row(const tensor_t *x, uint32_t row, float *out)
+{
+    expand_row(x, row, x->scales ? x->scales + (size_t)row * x->scale_stride : NULL, out);
+}
+
+#endif
