@@ -1,11 +1,14 @@
 /* actors/classes.c - the table of all classes, by role. */
 #include "../runtime/world.h"
+#include "decode_lb.h"
+#include "decode_worker.h"
 #include "director.h"
 #include "ep_balancer.h"
+#include "ingress.h"
+#include "kv_store.h"
+#include "prefill_lb.h"
+#include "prefill_worker.h"
 #include "supervisor.h"
-
-extern const actor_class_t ingress_class, prefill_lb_class, prefill_worker_class, kv_store_class,
-    decode_lb_class, decode_worker_class;
 
 const actor_class_t *const actor_classes[ROLES_MAX] = {
     [ROLE_ingress] = &ingress_class,

@@ -16,12 +16,12 @@ typedef double f64;
 /* Limits of the protocol.  A configuration may allow less, never more. */
 enum {
     PROTOCOL_VERSION = 1,
-    INDEX_MAX = 65535,           /* instances of a role */
-    CONTEXT_MAX = 262144,        /* tokens of one request, prompt and output */
-    BLOCK_TOKENS = 64,           /* tokens of one KV block */
-    KEY_BYTES = 16,              /* a block's chained key: SHA-256, cut */
+    INDEX_MAX = 65535,    /* instances of a role */
+    CONTEXT_MAX = 262144, /* tokens of one request, prompt and output */
+    BLOCK_TOKENS = 64,    /* tokens of one KV block */
+    KEY_BYTES = 16,       /* a block's chained key: SHA-256, cut */
     KEYS_MAX = CONTEXT_MAX / BLOCK_TOKENS,
-    BLOCKS_MAX = 1 << 24,        /* KV blocks of one pool */
+    BLOCKS_MAX = 1 << 24, /* KV blocks of one pool */
     BLOCKS_PER_MESSAGE_MAX = 256,
     REQUESTS_MAX = 1 << 20,
     VOCAB_MAX = 1 << 20,
@@ -78,8 +78,9 @@ typedef struct {
 
 extern const sampling_t sampling_default;
 
-/* What every message carries.  On the wire: the msgpack array of these fields in this order, the protocol
- * version and the tag before them.  Messages of one loop turn to one peer lie behind each other in one frame. */
+/* What every message carries.  On the wire: the msgpack array of these fields in this order, the
+ * protocol version and the tag before them.  Messages of one loop turn to one peer lie behind each
+ * other in one frame. */
 typedef struct {
     request_id_t request; /* zero where the message concerns no request */
     u32 attempt;          /* of that request; grows with every re-submission */
@@ -90,8 +91,8 @@ typedef struct {
     address_t from;       /* not on the wire: filled in by the receiving world from the link */
 } header_t;
 
-/* One plain struct per message.  BYTES fields are borrowed; all else is a value.  `end` is there because C has no
- * empty structs. */
+/* One plain struct per message.  BYTES fields are borrowed; all else is a value.  `end` is there
+ * because C has no empty structs. */
 /* clang-format off */
 #define MSG(name, tag, doc)                      typedef struct {
 #define FIELD(name, type, field, max, doc)       type field;
@@ -142,8 +143,8 @@ typedef struct {
 typedef enum { TYPE_u32, TYPE_u64, TYPE_f32, TYPE_f64 } scalar_t;
 typedef enum { KIND_FIELD, KIND_TEXT, KIND_LIST, KIND_BYTES, KIND_GROUP } kind_t;
 
-/* One field as the codec sees it.  SAMPLING is a GROUP: a struct inside the message, whose fields lie on the
- * wire among the message's own. */
+/* One field as the codec sees it.  SAMPLING is a GROUP: a struct inside the message, whose fields
+ * lie on the wire among the message's own. */
 typedef struct field_desc {
     const char *name;
     kind_t kind;
@@ -165,22 +166,24 @@ typedef struct {
     const field_desc_t *fields;
     size_t field_count; /* entries of `fields` */
     size_t wire_count;  /* fields on the wire: groups count with all of theirs */
-    size_t size; /* of its struct: what the codec clears before it decodes */
+    size_t size;        /* of its struct: what the codec clears before it decodes */
 } msg_desc_t;
 
 extern const msg_desc_t msg_descs[MSG_COUNT];
 extern const char *const role_names[ROLES_MAX];
 
-/* Clear header and body of *m for a message of this type and set the type.  Cheaper than zeroing the union. */
+/* Clear header and body of *m for a message of this type and set the type.  Cheaper than zeroing
+ * the union. */
 void msg_init(msg_t *m, msg_type_t type);
 
-/* Encode header and body behind each other into buf.  Returns the bytes written, 0 if cap is too small.
- * An out-of-range field of our own is our bug: invariant. */
+/* Encode header and body behind each other into buf.  Returns the bytes written, 0 if cap is too
+ * small. An out-of-range field of our own is our bug: invariant. */
 size_t msg_encode(const msg_t *m, uint8_t *buf, size_t cap);
 
 /* Decode the first message of a frame from an untrusted peer; *used is set to the bytes it took.
- * BYTES fields of *m point into buf.  Unknown trailing fields are skipped; missing ones, wrong types, values
- * out of range, local tags and a foreign protocol version give ERR_FRAME.  On error *m is unspecified. */
+ * BYTES fields of *m point into buf.  Unknown trailing fields are skipped; missing ones, wrong
+ * types, values out of range, local tags and a foreign protocol version give ERR_FRAME.  On error
+ * *m is unspecified. */
 err_t msg_decode(msg_t *m, const uint8_t *buf, size_t len, size_t *used);
 
 #endif

@@ -1,8 +1,9 @@
-/* runtime/invariant.h - our own bugs stop the process, in release too: a corrupt actor must not answer. */
+/* runtime/invariant.h - our own bugs stop the process, in release too: a corrupt actor must not
+ * answer. */
 #ifndef RUNTIME_INVARIANT_H
 #define RUNTIME_INVARIANT_H
 
-#define invariant(condition) \
+#define invariant(condition)                                                                       \
     ((condition) ? (void)0 : invariant_failed(__FILE__, __LINE__, #condition))
 
 /* Writes file, line, condition and the last log lines to standard error, then aborts. */

@@ -10,8 +10,8 @@ enum { HISTOGRAM_BUCKETS = 16 };
 extern const double histogram_bounds[HISTOGRAM_BUCKETS];
 
 typedef enum {
-#define COUNTER(name, doc) METRIC_##name,
-#define GAUGE(name, doc) METRIC_##name,
+#define COUNTER(name, doc)   METRIC_##name,
+#define GAUGE(name, doc)     METRIC_##name,
 #define HISTOGRAM(name, doc) METRIC_##name,
 #include "../proto/metrics.def"
 #undef COUNTER
@@ -49,8 +49,8 @@ typedef struct {
     const double *slots;
 } metrics_subject_t;
 
-/* Prometheus text format 0.0.4 of all subjects, names prefixed with troupe_, grouped by metric with HELP and
- * TYPE once.  Returns the bytes needed; writes at most cap, NUL-terminated. */
+/* Prometheus text format 0.0.4 of all subjects, names prefixed with troupe_, grouped by metric with
+ * HELP and TYPE once.  Returns the bytes needed; writes at most cap, NUL-terminated. */
 size_t metrics_print(const metrics_subject_t *subjects, size_t count, char *buf, size_t cap);
 
 #endif
