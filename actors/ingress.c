@@ -1,0 +1,668 @@
+/* actors/ingress.c - owns each request: admits it, streams its tokens, brings it to its one
+ * terminal event.
+ *
+ *   HTTP, client ---request--> ingress --submit, cancel--> prefill_lb --...--> workers
+ *   HTTP, client <--answer----    | <--tokens, finished, failed-- prefill_worker, decode_worker,
+ * balancers
+ *                                 +---request_probe--> both balancers --request_held--> ingress
+ *
+ * Everything else may die in between: ingress holds the prompt and every token it accepted, and
+ * submits them again as the next attempt, with the same seed.  It takes exactly the next index of
+ * the current attempt; whatever else arrives changes nothing.  Nothing is buffered: a token that
+ * was accepted is on its way to the client in that turn.
+ */
+#include "ingress.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "../runtime/process.h"
+#include "ingress_parts.h"
+
+enum { RETRY_FIRST_US = 50000, RETRY_MOST_US = 1000000 };
+
+static const address_t prefill_lb = { ROLE_prefill_lb, 0 }, decode_lb = { ROLE_decode_lb, 0 };
+
+/* ---- ends
+ * ------------------------------------------------------------------------------------------ */
+
+bool is_stop_id(const ingress_t *self, const call_t *call, uint32_t id)
+{
+    const extras_t *extras = &self->extras[call_index(self, call)];
+    for (uint32_t i = 0; i < call->stop_id_count; i++) {
+        if (extras->stop_ids[i] == id) return true;
+    }
+    return false;
+}
+
+bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id)
+{
+    if (is_stop_id(self, call, id)) return true;
+    for (uint32_t i = 0; i < self->model.end_token_count && !call->sampling.ignore_eos; i++) {
+        if (self->model.end_tokens[i] == id) return true;
+    }
+    return false;
+}
+
+/* The next moment at which something must happen even if nobody speaks. */
+void request_arm(ingress_t *self, actor_t *world, request_t *request)
+{
+    const call_t *call = &self->calls[request->call];
+    uint64_t probe_us = (uint64_t)self->config->timing.probe_ms * 1000;
+    uint64_t last_us =
+        request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
+    uint64_t at_us = request->state == REQUEST_WAITING ? request->resume_us : last_us + probe_us;
+    if (at_us == 0) at_us = actor_now_us(world) + RETRY_FIRST_US;
+    alarms_set(&self->alarms, request_index(self, request),
+               at_us < call->deadline_us ? at_us : call->deadline_us);
+    actor_wake_at(world, alarms_next_us(&self->alarms));
+}
+
+/* Both balancers pass it on to whoever holds the request; the sender of its tokens hears it at
+ * once. */
+void request_cancel(ingress_t *self, actor_t *world, const request_t *request)
+{
+    msg_t m;
+    msg_init(&m, MSG_cancel);
+    m.header.request = request->id;
+    m.header.attempt = request->attempt;
+    err_t lost = actor_send(world, prefill_lb, &m);
+    lost = actor_send(world, decode_lb, &m);
+    if (request->sender.role != ROLE_client) lost = actor_send(world, request->sender, &m);
+    (void)lost; /* whoever missed it sends a token, and is told again then */
+}
+
+static void count_end(ingress_t *self, actor_t *world, const request_t *request, outcome_t outcome)
+{
+    static const metric_t metrics[] = { METRIC_requests_finished_total,
+                                        METRIC_requests_failed_total,
+                                        METRIC_requests_cancelled_total };
+    uint64_t *const counts[] = { &self->finished, &self->failed, &self->cancelled };
+    uint64_t now_us = actor_now_us(world);
+    *counts[outcome] += 1;
+    actor_count(world, metrics[outcome], 1);
+    if (outcome == OUTCOME_FINISHED) self->served_us = now_us;
+    actor_observe(world, METRIC_request_seconds,
+                  (double)(now_us - self->calls[request->call].arrived_us) * 1e-6);
+}
+
+/* The books only: who is told is the caller's matter. */
+static void close_request(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome)
+{
+    invariant(request->state == REQUEST_WAITING || request->state == REQUEST_RUNNING);
+    call_t *call = &self->calls[request->call];
+    invariant(call->open_count > 0);
+    table_remove(&self->by_id, request->id.hi, request->id.lo);
+    alarms_remove(&self->alarms, request_index(self, request));
+    request->state = REQUEST_ENDED;
+    call->open_count--;
+    count_end(self, world, request, outcome);
+}
+
+void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome)
+{
+    call_t *call = &self->calls[request->call];
+    close_request(self, world, request, outcome);
+    answer_request_end(self, world, request);
+    if (call->open_count > 0) return;
+    answer_call_end(self, world, call);
+    call_free(self, call);
+}
+
+static void close_all(ingress_t *self, actor_t *world, call_t *call, outcome_t outcome)
+{
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
+        request_t *request = &self->requests[index];
+        if (request->state == REQUEST_ENDED) continue;
+        request_cancel(self, world, request);
+        close_request(self, world, request, outcome);
+    }
+}
+
+void call_fail(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why)
+{
+    close_all(self, world, call, why->error == ERR_CANCELLED ? OUTCOME_CANCELLED : OUTCOME_FAILED);
+    answer_call_error(self, world, call, why);
+    call_free(self, call);
+}
+
+void call_drop(ingress_t *self, actor_t *world, call_t *call)
+{
+    close_all(self, world, call, OUTCOME_CANCELLED);
+    call_free(self, call);
+}
+
+static void fail_request(ingress_t *self, actor_t *world, request_t *request, err_t error)
+{
+    openai_error_t why;
+    openai_refuse(&why, error, "", "The request failed after %u of %u attempts: %s.",
+                  request->losses + 1, (uint32_t)self->config->limits.attempts_max,
+                  error_descs[error].doc);
+    actor_log(world, LOG_INFO, "INGRESS-FAILED", "request %s attempt %u: %s",
+              request_text(request->id).text, request->attempt, error_descs[error].name);
+    call_fail(self, world, &self->calls[request->call], &why);
+}
+
+static void finish_request(ingress_t *self, actor_t *world, request_t *request, finish_t reason)
+{
+    request->reason = reason;
+    request_end(self, world, request, OUTCOME_FINISHED);
+}
+
+/* ---- attempts
+ * -------------------------------------------------------------------------------------- */
+
+/* All tokens arrived, only the word that it was the last did not. */
+static bool is_complete(ingress_t *self, const request_t *request, finish_t *reason)
+{
+    uint32_t count = request_gather(self, request);
+    *reason = FINISH_STOP;
+    if (request->generated > 0 &&
+        is_end_token(self, &self->calls[request->call], self->ids[count - 1]))
+        return true;
+    *reason = FINISH_LENGTH;
+    return request->generated >= request->max_tokens;
+}
+
+/* The next attempt: at once, or a while later when nobody could take it. */
+static void retry(ingress_t *self, actor_t *world, request_t *request, uint64_t delay_us)
+{
+    finish_t reason;
+    if (is_complete(self, request, &reason)) {
+        request_cancel(self, world, request);
+        finish_request(self, world, request, reason);
+        return;
+    }
+    request->attempt++;
+    request->state = REQUEST_WAITING;
+    request->sender = (address_t){ ROLE_client, 0 };
+    request->resume_us = actor_now_us(world) + delay_us;
+    actor_count(world, METRIC_requests_resubmitted_total, 1);
+    request_arm(self, world, request);
+}
+
+static uint64_t backoff_us(uint32_t times)
+{
+    uint64_t delay_us = (uint64_t)RETRY_FIRST_US << (times < 5 ? times : 5);
+    return delay_us < RETRY_MOST_US ? delay_us : RETRY_MOST_US;
+}
+
+static void lose(ingress_t *self, actor_t *world, request_t *request, err_t error)
+{
+    if (request->losses + 1 >= (uint32_t)self->config->limits.attempts_max) {
+        request_cancel(self, world, request);
+        fail_request(self, world, request, error);
+        return;
+    }
+    actor_log(world, LOG_INFO, "INGRESS-RETRY", "request %s attempt %u lost at token %u: %s",
+              request_text(request->id).text, request->attempt, request->generated,
+              error_descs[error].name);
+    uint64_t delay_us = request->losses == 0 ? 0 : backoff_us(request->losses);
+    request->losses++;
+    retry(self, world, request, delay_us);
+}
+
+/* Errors after which another attempt may succeed. */
+static bool is_loss(err_t error)
+{
+    return error_descs[error].is_retry_safe && error != ERR_DEADLINE && error != ERR_OVERLOAD &&
+           error != ERR_UNAVAILABLE;
+}
+
+/* ---- what workers and balancers say
+ * ---------------------------------------------------------------- */
+
+/* The request, if it is held and the message is of its current attempt; otherwise the sender is
+ * told to stop. */
+static request_t *find_current(ingress_t *self, actor_t *world, const msg_t *m)
+{
+    request_t *request = request_find(self, m->header.request);
+    if (request != NULL && request->attempt == m->header.attempt &&
+        request->state == REQUEST_RUNNING) {
+        request->heard_us = actor_now_us(world);
+        request->misses = 0;
+        return request;
+    }
+    actor_count(
+        world, request != NULL ? METRIC_messages_stale_total : METRIC_messages_unexpected_total, 1);
+    bool is_newer = request != NULL && m->header.attempt > request->attempt;
+    bool is_work = m->type == MSG_tokens || m->type == MSG_prompt_logprobs;
+    if (is_newer || !is_work || self->cancels_left == 0) return NULL;
+    self->cancels_left--;
+    msg_t cancel;
+    msg_init(&cancel, MSG_cancel);
+    cancel.header.request = m->header.request;
+    cancel.header.attempt = m->header.attempt;
+    err_t lost = actor_send(world, m->header.from, &cancel);
+    (void)lost; /* its next token asks again */
+    return NULL;
+}
+
+static void fill_record(const msg_tokens_t *tokens, uint32_t at, token_record_t *record)
+{
+    uint32_t top = tokens->top_count;
+    bool has_top =
+        tokens->top_ids_count >= (at + 1) * top && tokens->top_logprobs_count >= (at + 1) * top;
+    record->id = tokens->ids[at];
+    record->logprob = at < tokens->logprobs_count ? tokens->logprobs[at] : NAN;
+    record->top_count = has_top ? top : 0;
+    if (record->top_count == 0) return;
+    memcpy(record->top_ids, tokens->top_ids + at * top, top * sizeof *record->top_ids);
+    memcpy(record->top_logprobs, tokens->top_logprobs + at * top,
+           top * sizeof *record->top_logprobs);
+}
+
+static bool keep_record(ingress_t *self, chain_t *chain, const token_record_t *record)
+{
+    chain_pool_t *pool = &self->pool;
+    uint32_t top = record->top_count;
+    return chain_append(pool, chain, &record->id, sizeof record->id) &&
+           chain_append(pool, chain, &top, sizeof top) &&
+           chain_append(pool, chain, &record->logprob, sizeof record->logprob) &&
+           chain_append(pool, chain, record->top_ids, top * (uint32_t)sizeof(uint32_t)) &&
+           chain_append(pool, chain, record->top_logprobs, top * (uint32_t)sizeof(float));
+}
+
+static bool note_logprob(ingress_t *self, request_t *request, const msg_tokens_t *tokens,
+                         uint32_t at)
+{
+    const call_t *call = &self->calls[request->call];
+    if (!call->sampling.logprobs || call->is_prompt_only ||
+        is_end_token(self, call, tokens->ids[at]))
+        return true;
+    token_record_t *record = &self->batch[self->batch_count];
+    fill_record(tokens, at, record);
+    if (call->is_stream || call->is_client) {
+        self->batch_count++;
+        return true;
+    }
+    return keep_record(self, &request->records, record);
+}
+
+static void observe_token(ingress_t *self, actor_t *world, request_t *request)
+{
+    uint64_t now_us = actor_now_us(world);
+    const call_t *call = &self->calls[request->call];
+    if (request->last_token_us == 0)
+        actor_observe(world, METRIC_time_to_first_token_seconds,
+                      (double)(now_us - call->arrived_us) * 1e-6);
+    else
+        actor_observe(world, METRIC_inter_token_seconds,
+                      (double)(now_us - request->last_token_us) * 1e-6);
+    request->last_token_us = self->served_us = now_us;
+}
+
+/* Texts of whole answers are made at their end; until then only stop strings need them. */
+static void push_text(ingress_t *self, request_t *request, uint32_t id)
+{
+    const call_t *call = &self->calls[request->call];
+    bool is_wanted = call->is_stream || call->is_client || call->has_stops;
+    if (!is_wanted || call->is_prompt_only || is_stop_id(self, call, id)) return;
+    text_rules_t rules = answer_rules(self, call, &self->tails[request_index(self, request)]);
+    text_push(&request->text, &rules, id, answer_sink(self));
+}
+
+/* Accept those tokens of the message that are next in order.  ERR_STALE: one before them is
+ * missing. */
+static err_t take_tokens(ingress_t *self, request_t *request, const msg_tokens_t *tokens,
+                         uint32_t *taken)
+{
+    for (uint32_t i = 0; i < tokens->ids_count && !request->text.is_stopped; i++) {
+        uint32_t index = tokens->first_index + i;
+        if (index < request->generated) continue; /* the first token comes twice, see D-004 */
+        if (index > request->generated) return ERR_STALE;
+        if (index >= request->max_tokens) return ERR_OK;
+        if (!note_logprob(self, request, tokens, i)) return ERR_NO_SPACE;
+        if (!chain_append(&self->pool, &request->tokens, &tokens->ids[i], sizeof tokens->ids[i]))
+            return ERR_NO_SPACE;
+        request->generated++;
+        *taken += 1;
+        push_text(self, request, tokens->ids[i]);
+    }
+    return ERR_OK;
+}
+
+static void on_tokens(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    request_t *request = find_current(self, world, m);
+    if (request == NULL) return;
+    uint32_t taken = 0;
+    request->sender = m->header.from;
+    self->reasoning_size = self->content_size = self->batch_count = 0;
+    err_t error = take_tokens(self, request, &m->tokens, &taken);
+    if (taken > 0) {
+        actor_count(world, METRIC_generation_tokens_total, taken);
+        observe_token(self, world, request);
+        answer_delta(self, world, request, &m->tokens);
+    }
+    if (error == ERR_NO_SPACE) {
+        request_cancel(self, world, request);
+        fail_request(self, world, request, ERR_NO_SPACE);
+    } else if (error != ERR_OK) {
+        lose(self, world, request, ERR_LOST);
+    } else if (request->text.is_stopped) {
+        request_cancel(self, world, request);
+        finish_request(self, world, request, FINISH_STOP);
+    }
+}
+
+static void on_prompt_logprobs(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    request_t *request = find_current(self, world, m);
+    if (request == NULL || !self->calls[request->call].sampling.prompt_logprobs) return;
+    const msg_prompt_logprobs_t *body = &m->prompt_logprobs;
+    uint32_t count = request_gather(self, request), top = body->top_count;
+    if (request->prompt_records == 0) {
+        token_record_t first = { .id = self->ids[0], .logprob = NAN };
+        if (!keep_record(self, &request->prompt_chain, &first)) return;
+        request->prompt_records = 1;
+    }
+    for (uint32_t i = 0; i < body->logprobs_count; i++) {
+        uint32_t position = body->first_index + i;
+        if (position != request->prompt_records || position >= request->prompt_count ||
+            position >= count)
+            continue;
+        bool has_top =
+            body->top_ids_count >= (i + 1) * top && body->top_logprobs_count >= (i + 1) * top;
+        token_record_t record = { .id = self->ids[position],
+                                  .logprob = body->logprobs[i],
+                                  .top_count = has_top ? top : 0 };
+        if (has_top) memcpy(record.top_ids, body->top_ids + i * top, top * sizeof *record.top_ids);
+        if (has_top)
+            memcpy(record.top_logprobs, body->top_logprobs + i * top,
+                   top * sizeof *record.top_logprobs);
+        if (!keep_record(self, &request->prompt_chain, &record)) return;
+        request->prompt_records++;
+    }
+}
+
+static void on_finished(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    request_t *request = find_current(self, world, m);
+    if (request == NULL) return;
+    if (m->finished.tokens > request->generated && request->generated < request->max_tokens) {
+        lose(self, world, request, ERR_LOST); /* a message of tokens is missing */
+        return;
+    }
+    /* Later attempts find their own text in the store: only what the first one reused was the
+     * client's luck. */
+    if (request->attempt == 0) request->cached = m->finished.reused;
+    if (request->cached > request->prompt_count) request->cached = request->prompt_count;
+    actor_count(world, METRIC_prompt_tokens_cached_total, request->cached);
+    if (m->finished.reason == FINISH_CANCELLED)
+        lose(self, world, request, ERR_LOST);
+    else
+        finish_request(self, world, request, (finish_t)m->finished.reason);
+}
+
+static void on_failed(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    request_t *request = find_current(self, world, m);
+    if (request == NULL) return;
+    err_t error = (err_t)m->failed.error;
+    bool is_busy = error == ERR_OVERLOAD || error == ERR_UNAVAILABLE;
+    if (is_loss(error))
+        lose(self, world, request, error);
+    else if (is_busy && request->attempt > 0)
+        retry(self, world, request,
+              RETRY_MOST_US / 4); /* it was accepted once: it waits, until its deadline */
+    else
+        fail_request(self, world, request, error == ERR_OK ? ERR_INTERNAL : error);
+}
+
+static void on_request_held(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    request_t *request = request_find(self, m->header.request);
+    if (request == NULL || request->attempt != m->header.attempt) return;
+    hold_t hold = m->request_held.is_held ? HOLD_YES : HOLD_NO;
+    if (m->header.from.role == ROLE_prefill_lb)
+        request->prefill_hold = hold;
+    else
+        request->decode_hold = hold;
+}
+
+/* ---- silence
+ * --------------------------------------------------------------------------------------- */
+
+static void probe(ingress_t *self, actor_t *world, request_t *request)
+{
+    bool is_nobodys = request->prefill_hold == HOLD_NO && request->decode_hold == HOLD_NO;
+    request->misses = is_nobodys ? request->misses + 1 : 0;
+    if (request->misses >= 2) {
+        lose(self, world, request, ERR_LOST);
+        return;
+    }
+    request->prefill_hold = request->decode_hold = HOLD_UNKNOWN;
+    request->probed_us = actor_now_us(world);
+    msg_t m;
+    msg_init(&m, MSG_request_probe);
+    m.header.request = request->id;
+    m.header.attempt = request->attempt;
+    err_t lost = actor_send(world, prefill_lb, &m);
+    lost = actor_send(world, decode_lb, &m);
+    (void)lost; /* no answer is no proof: asked again in a while */
+    request_arm(self, world, request);
+}
+
+static void on_alarm(ingress_t *self, actor_t *world, request_t *request)
+{
+    uint64_t now_us = actor_now_us(world);
+    uint64_t last_us =
+        request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
+    if (now_us >= self->calls[request->call].deadline_us) {
+        request_cancel(self, world, request);
+        fail_request(self, world, request, ERR_DEADLINE);
+    } else if (request->state == REQUEST_WAITING) {
+        request->resume_us = now_us + RETRY_MOST_US / 4;
+        err_t error = request_submit(self, world, request);
+        (void)error; /* refused: the alarm is set for another try */
+    } else if (now_us - last_us >= (uint64_t)self->config->timing.probe_ms * 1000) {
+        probe(self, world, request);
+    } else {
+        request_arm(self, world, request);
+    }
+}
+
+static void wake(void *state, actor_t *world)
+{
+    ingress_t *self = state;
+    uint64_t now_us = actor_now_us(world);
+    for (uint32_t i = 0; i < self->requests_max; i++) {
+        uint32_t index = alarms_take_due(&self->alarms, now_us);
+        if (index == UINT32_MAX) break;
+        on_alarm(self, world, &self->requests[index]);
+    }
+    actor_wake_at(world, alarms_next_us(&self->alarms));
+}
+
+/* ---- peers and clients
+ * ----------------------------------------------------------------------------- */
+
+static void on_peer_up(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    self->prefill_workers += m->peer_up.role == ROLE_prefill_worker;
+    self->decode_workers += m->peer_up.role == ROLE_decode_worker;
+}
+
+static void on_peer_down(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    if (m->peer_down.role == ROLE_prefill_worker && self->prefill_workers > 0)
+        self->prefill_workers--;
+    if (m->peer_down.role == ROLE_decode_worker && self->decode_workers > 0) self->decode_workers--;
+    if (m->peer_down.role != ROLE_client) return;
+    for (uint32_t i = 0; i < self->requests_max; i++) {
+        call_t *call = &self->calls[i];
+        if (call->is_used && call->is_client && call->client.index == m->peer_down.index)
+            call_drop(self, world, call);
+    }
+}
+
+static void on_client_cancel(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    call_t *call = call_find_client(self, m->header.from, m->header.request);
+    if (call == NULL) return;
+    openai_error_t why;
+    openai_refuse(&why, ERR_CANCELLED, "", "The request was cancelled by its client.");
+    call_fail(self, world, call, &why);
+}
+
+static void on_http_closed(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    call_t *call = call_find_exchange(self, m->http_closed.exchange);
+    if (call != NULL) call_drop(self, world, call);
+}
+
+static void on_stop(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    self->is_draining = true;
+}
+
+static void on_report(void *state, actor_t *world, const msg_t *m)
+{
+    ingress_t *self = state;
+    const msg_report_t *report = &m->report;
+    subject_t *subject = self->subjects;
+    subject_t *end = subject + SUBJECTS_MAX;
+    while (subject < end && subject->is_used &&
+           (subject->role != report->role || subject->index != report->index))
+        subject++;
+    if (subject == end) return;
+    subject->is_used = true;
+    subject->role = report->role;
+    subject->index = report->index;
+    memset(subject->slots, 0, sizeof subject->slots);
+    memcpy(subject->slots, report->values, report->values_count * sizeof *report->values);
+}
+
+/* ---- the class
+ * ------------------------------------------------------------------------------------- */
+
+static void name_model(ingress_t *self)
+{
+    const config_t *config = self->config;
+    const char *path = config->model.path;
+    size_t size = strlen(path);
+    while (size > 1 && path[size - 1] == '/') size--;
+    size_t start = size;
+    while (start > 0 && path[start - 1] != '/') start--;
+    if (config->model.name[0] != 0)
+        snprintf(self->model_name, sizeof self->model_name, "%s", config->model.name);
+    else
+        snprintf(self->model_name, sizeof self->model_name, "%.*s", (int)(size - start),
+                 path + start);
+    snprintf(self->fingerprint, sizeof self->fingerprint, "fp_%010llx",
+             (unsigned long long)(self->model_hash & 0xffffffffffu));
+}
+
+static err_t load_model(ingress_t *self, actor_t *world)
+{
+    const char *path = self->config->model.path;
+    error_text_t why = { "" };
+    err_t error = model_config_read(&self->model, path, &why);
+    if (error == ERR_OK) self->tokenizer = tokenizer_new(path, &why);
+    if (self->tokenizer != NULL) self->chat = chat_new(path, self->tokenizer, &why);
+    self->keys = key_maker_new();
+    if (self->chat == NULL || self->keys == NULL) {
+        actor_log(world, LOG_ERROR, "INGRESS-MODEL", "%s: %s", path, why.text);
+        return ERR_MODEL;
+    }
+    self->model_hash = model_key(&self->model);
+    uint32_t allowed = (uint32_t)self->config->limits.context_max;
+    self->context_max = self->model.context < CONTEXT_MAX ? self->model.context : CONTEXT_MAX;
+    if (allowed > 0 && allowed < self->context_max) self->context_max = allowed;
+    name_model(self);
+    return ERR_OK;
+}
+
+static void make_buffers(ingress_t *self, actor_t *world)
+{
+    size_t body = (size_t)self->config->http.body_bytes_max;
+    if (body < CONTENT_MAX) body = CONTENT_MAX;
+    self->arena = (arena_t){ .bytes = actor_alloc(world, 4, body), .size = 4 * body };
+    self->parsed = actor_alloc(world, 1, sizeof *self->parsed);
+    self->ids = actor_alloc(world, CONTEXT_MAX, sizeof *self->ids);
+    self->key_bytes = actor_alloc(world, KEYS_MAX, KEY_BYTES);
+    self->output_size = OUTPUT_BYTES;
+    self->output = actor_alloc(world, 1, OUTPUT_BYTES);
+    self->reasoning = actor_alloc(world, 1, DELTA_BYTES);
+    self->content = actor_alloc(world, 1, DELTA_BYTES);
+    self->batch = actor_alloc(world, TOKENS_PER_MESSAGE_MAX, sizeof *self->batch);
+    self->tail = actor_alloc(world, 1, sizeof *self->tail);
+    self->subjects = actor_alloc(world, SUBJECTS_MAX, sizeof *self->subjects);
+    self->shown = actor_alloc(world, SUBJECTS_MAX, sizeof *self->shown);
+}
+
+static err_t init(void *state, actor_t *world)
+{
+    ingress_t *self = state;
+    self->config = actor_config(world);
+    self->started_s = actor_wall_us(world) / 1000000;
+    err_t error = load_model(self, world);
+    if (error != ERR_OK) return error;
+    books_init(self, world);
+    make_buffers(self, world);
+    self->cancels_left = CANCELS_PER_TURN_MAX;
+    return actor_http_open(world);
+}
+
+static void fini(void *state, actor_t *world)
+{
+    ingress_t *self = state;
+    chat_destroy(&self->chat);
+    tokenizer_destroy(&self->tokenizer);
+    key_maker_destroy(&self->keys);
+}
+
+static void turn(void *state, actor_t *world)
+{
+    ingress_t *self = state;
+    self->cancels_left = CANCELS_PER_TURN_MAX;
+    actor_gauge(world, METRIC_requests_running, self->by_id.count);
+}
+
+static void check(const void *state)
+{
+    books_check(state);
+}
+
+static bool is_idle(const void *state)
+{
+    const ingress_t *self = state;
+    return self->call_count == 0;
+}
+
+const actor_class_t ingress_class = {
+    .name = "ingress",
+    .role = ROLE_ingress,
+    .state_size = sizeof(ingress_t),
+    .init = init,
+    .fini = fini,
+    .turn = turn,
+    .wake = wake,
+    .check = check,
+    .is_idle = is_idle,
+    .on = { [MSG_http_request] = on_http_request,
+            [MSG_http_closed] = on_http_closed,
+            [MSG_client_submit] = on_client_submit,
+            [MSG_client_cancel] = on_client_cancel,
+            [MSG_tokens] = on_tokens,
+            [MSG_prompt_logprobs] = on_prompt_logprobs,
+            [MSG_finished] = on_finished,
+            [MSG_failed] = on_failed,
+            [MSG_request_held] = on_request_held,
+            [MSG_report] = on_report,
+            [MSG_stop] = on_stop,
+            [MSG_peer_up] = on_peer_up,
+            [MSG_peer_down] = on_peer_down },
+};

@@ -1,0 +1,266 @@
+/* actors/ingress_admit.c - from a parsed body to requests of the company, and their submission. */
+#include <stdio.h>
+#include <string.h>
+
+#include "ingress_parts.h"
+
+static err_t refuse_context(const ingress_t *self, const char *param, uint64_t prompt,
+                            uint64_t output, openai_error_t *why)
+{
+    if (output == 0)
+        openai_refuse(why, ERR_CONTEXT, param,
+                      "This model's context is %u tokens; the prompt has %llu and leaves no room "
+                      "for an answer.",
+                      self->context_max, (unsigned long long)prompt);
+    else
+        openai_refuse(why, ERR_CONTEXT, param,
+                      "This model's context is %u tokens, but %llu were asked for: %llu of the "
+                      "prompt and %llu of the answer (max_tokens).",
+                      self->context_max, (unsigned long long)(prompt + output),
+                      (unsigned long long)prompt, (unsigned long long)output);
+    why->code = "context_length_exceeded";
+    return ERR_CONTEXT;
+}
+
+err_t admit_model(const ingress_t *self, openai_error_t *why)
+{
+    const char *asked = self->parsed->model;
+    if (asked[0] == 0 || strcmp(asked, self->model_name) == 0) return ERR_OK;
+    openai_refuse(why, ERR_NOT_FOUND, "model",
+                  "The model '%s' does not exist; this server has '%s'.", asked, self->model_name);
+    why->code = "model_not_found";
+    return ERR_NOT_FOUND;
+}
+
+/* A prompt that is longer than the buffer is counted, not stored. */
+err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count, openai_error_t *why)
+{
+    const openai_call_t *parsed = self->parsed;
+    error_text_t text = { "" };
+    size_t needed;
+    const char *param = parsed->message_count > 0 ? "messages" : "prompt";
+    if (parsed->message_count > 0) {
+        needed = chat_render(self->chat, self->tokenizer, parsed->messages, parsed->message_count,
+                             parsed->thinking, self->ids, CONTEXT_MAX, &text);
+        if (needed == 0)
+            return openai_refuse(why, ERR_INVALID, param, "The messages cannot be rendered: %.400s",
+                                 text.text);
+    } else if (parsed->prompts[index].text == NULL) {
+        needed = parsed->prompts[index].count;
+        if (needed > 0 && needed <= CONTEXT_MAX)
+            memcpy(self->ids, parsed->prompts[index].ids, needed * sizeof *self->ids);
+    } else {
+        const openai_prompt_t *prompt = &parsed->prompts[index];
+        needed = tokenizer_encode(self->tokenizer, prompt->text, prompt->size, true, self->ids,
+                                  CONTEXT_MAX);
+    }
+    if (needed > CONTEXT_MAX) return refuse_context(self, param, needed, 0, why);
+    *count = (uint32_t)needed;
+    return ERR_OK;
+}
+
+/* How many tokens may be generated after a prompt of this length. */
+static err_t fit_output(const ingress_t *self, uint32_t prompt, uint32_t *output,
+                        openai_error_t *why)
+{
+    const openai_call_t *parsed = self->parsed;
+    const char *param = parsed->message_count > 0 ? "messages" : "prompt";
+    if (prompt == 0)
+        return openai_refuse(why, ERR_INVALID, param,
+                             "'%s' is empty; at least one token is needed.", param);
+    if (prompt >= self->context_max) return refuse_context(self, param, prompt, 0, why);
+    uint32_t room = self->context_max - prompt;
+    uint32_t fallback = (uint32_t)self->config->limits.output_default;
+    uint32_t asked = parsed->has_max_tokens             ? parsed->max_tokens
+                     : fallback == 0 || fallback > room ? room
+                                                        : fallback;
+    if (asked > room) return refuse_context(self, param, prompt, asked, why);
+    *output = asked == 0 ? 1 : asked; /* 0 scores the prompt only, which takes a step */
+    return ERR_OK;
+}
+
+/* Choices of one call differ, and each is the same whenever it is asked for again. */
+static uint64_t choice_seed(uint64_t seed, uint32_t choice)
+{
+    if (choice == 0) return seed;
+    uint64_t mixed = seed + choice * 0x9e3779b97f4a7c15u;
+    mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9u;
+    mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebu;
+    return mixed ^ mixed >> 31;
+}
+
+static err_t refuse_room(openai_error_t *why)
+{
+    return openai_refuse(why, ERR_OVERLOAD, "",
+                         "This server holds as many requests as it can; retry later.");
+}
+
+static err_t add_request(ingress_t *self, actor_t *world, call_t *call, uint32_t prompt,
+                         uint32_t output, uint32_t choice, openai_error_t *why)
+{
+    /* An eighth of the pages stays free for what running requests will generate. */
+    uint32_t pages = prompt * 4 / CHAIN_PAGE_BYTES + 1;
+    if (pages + self->pool.count / 8 > self->pool.count - self->pool.used) return refuse_room(why);
+    request_t *request = request_take(self, world, call);
+    if (request == NULL) return refuse_room(why);
+    bool is_kept = chain_append(&self->pool, &request->tokens, self->ids,
+                                prompt * (uint32_t)sizeof *self->ids);
+    invariant(is_kept);
+    request->prompt_count = prompt;
+    request->max_tokens = output;
+    request->seed = choice_seed(call->sampling.seed, choice);
+    text_rules_t rules = answer_rules(self, call, &self->tails[request_index(self, request)]);
+    text_begin(&request->text, &rules, call->is_chat && call->reasoning.starts_in_reasoning);
+    return ERR_OK;
+}
+
+static err_t add_prompt(ingress_t *self, actor_t *world, call_t *call, uint32_t index,
+                        openai_error_t *why)
+{
+    uint32_t prompt = 0, output = 0;
+    err_t error = admit_tokens(self, index, &prompt, why);
+    if (error == ERR_OK) error = fit_output(self, prompt, &output, why);
+    for (uint32_t i = 0; i < self->parsed->n && error == ERR_OK; i++)
+        error = add_request(self, world, call, prompt, output, i, why);
+    if (error == ERR_OK) call->prompt_tokens += prompt;
+    return error;
+}
+
+static void copy_extras(ingress_t *self, call_t *call)
+{
+    const openai_call_t *parsed = self->parsed;
+    call->has_stops = parsed->stop_count > 0;
+    call->stop_id_count = parsed->stop_id_count;
+    call->bias_count = parsed->bias_count;
+    if (!call->has_stops && call->stop_id_count + call->bias_count == 0) return;
+    extras_t *extras = &self->extras[call_index(self, call)];
+    extras->stops.count = parsed->stop_count;
+    for (uint32_t i = 0; i < parsed->stop_count; i++) {
+        extras->stops.sizes[i] = (uint16_t)parsed->stops[i].size;
+        memcpy(extras->stops.texts[i], parsed->stops[i].text, parsed->stops[i].size);
+    }
+    memcpy(extras->stop_ids, parsed->stop_ids, sizeof extras->stop_ids);
+    memcpy(extras->bias_ids, parsed->bias_ids, sizeof extras->bias_ids);
+    memcpy(extras->bias_values, parsed->bias_values, sizeof extras->bias_values);
+}
+
+static void copy_options(ingress_t *self, actor_t *world, call_t *call)
+{
+    const openai_call_t *parsed = self->parsed;
+    call->is_chat = parsed->kind == OPENAI_CHAT;
+    call->n = parsed->n;
+    call->is_stream = parsed->is_stream;
+    call->has_usage_chunk = parsed->has_usage_chunk;
+    call->is_echo = parsed->is_echo;
+    call->is_prompt_only = parsed->has_max_tokens && parsed->max_tokens == 0;
+    call->sampling = parsed->sampling;
+    if (!parsed->has_seed) call->sampling.seed = actor_random(world);
+    call->reasoning = (chat_reasoning_t){ UINT32_MAX, UINT32_MAX, 0 };
+    if (call->is_chat) call->reasoning = chat_reasoning(self->chat, parsed->thinking);
+    copy_extras(self, call);
+}
+
+/* Undo what admission took: as if the call had never been. */
+static void forget(ingress_t *self, call_t *call)
+{
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
+        request_t *request = &self->requests[index];
+        table_remove(&self->by_id, request->id.hi, request->id.lo);
+        request->state = REQUEST_ENDED;
+        call->open_count--;
+    }
+}
+
+static void accept(ingress_t *self, actor_t *world, call_t *call)
+{
+    const request_t *first = &self->requests[call->first];
+    snprintf(call->id, sizeof call->id, "%s-%s", call->is_chat ? "chatcmpl" : "cmpl",
+             request_text(first->id).text);
+    if (self->accepted == self->finished + self->failed + self->cancelled)
+        self->busy_us = actor_now_us(world);
+    self->accepted += call->count;
+    actor_count(world, METRIC_requests_accepted_total, call->count);
+    actor_count(world, METRIC_prompt_tokens_total, call->prompt_tokens);
+}
+
+/* Submit every request of a call.  A refusal ends the call, and with it this loop. */
+static void submit_all(ingress_t *self, actor_t *world, call_t *call)
+{
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
+        err_t error = request_submit(self, world, &self->requests[index]);
+        if (error == ERR_OK) continue;
+        openai_error_t why;
+        error = error == ERR_OVERLOAD ? ERR_OVERLOAD : ERR_UNAVAILABLE;
+        openai_refuse(&why, error, "", "The request was not taken: %s.", error_descs[error].doc);
+        call_fail(self, world, call, &why);
+        return;
+    }
+}
+
+err_t admit(ingress_t *self, actor_t *world, call_t *call, openai_error_t *why)
+{
+    uint32_t prompts = self->parsed->message_count > 0 ? 1 : self->parsed->prompt_count;
+    err_t error = ERR_OK;
+    if (self->is_draining)
+        error =
+            openai_refuse(why, ERR_UNAVAILABLE, "", "This server is stopping; retry elsewhere.");
+    if (error == ERR_OK && actor_peer_epoch(world, (address_t){ ROLE_prefill_lb, 0 }) == 0)
+        error = openai_refuse(why, ERR_UNAVAILABLE, "", "No prefill balancer is up; retry later.");
+    if (error == ERR_OK) copy_options(self, world, call);
+    for (uint32_t i = 0; i < prompts && error == ERR_OK; i++)
+        error = add_prompt(self, world, call, i, why);
+    if (error != ERR_OK) {
+        forget(self, call);
+        call_free(self, call);
+        return error;
+    }
+    accept(self, world, call);
+    submit_all(self, world, call);
+    return ERR_OK;
+}
+
+static void fill_lists(const ingress_t *self, const call_t *call, msg_submit_t *submit)
+{
+    const extras_t *extras = &self->extras[call_index(self, call)];
+    submit->stop_ids_count = call->stop_id_count;
+    submit->bias_ids_count = submit->bias_values_count = call->bias_count;
+    if (call->stop_id_count > 0)
+        memcpy(submit->stop_ids, extras->stop_ids, sizeof extras->stop_ids);
+    if (call->bias_count == 0) return;
+    memcpy(submit->bias_ids, extras->bias_ids, sizeof extras->bias_ids);
+    memcpy(submit->bias_values, extras->bias_values, sizeof extras->bias_values);
+}
+
+err_t request_submit(ingress_t *self, actor_t *world, request_t *request)
+{
+    const call_t *call = &self->calls[request->call];
+    uint64_t now_us = actor_now_us(world);
+    uint32_t count = request_gather(self, request);
+    invariant(count == request->prompt_count + request->generated);
+    uint32_t key_count =
+        key_maker_prompt(self->keys, self->model_hash, self->ids, count, self->key_bytes);
+    msg_t m;
+    msg_init(&m, MSG_submit);
+    m.header.request = request->id;
+    m.header.attempt = request->attempt;
+    m.submit.ingress = actor_self(world).index;
+    m.submit.prompt_count = count;
+    m.submit.generated = request->generated;
+    m.submit.max_tokens = request->max_tokens;
+    m.submit.deadline_us = call->deadline_us > now_us ? call->deadline_us - now_us : 0;
+    m.submit.sampling = call->sampling;
+    m.submit.sampling.seed = request->seed;
+    if (request->prompt_records == request->prompt_count) m.submit.sampling.prompt_logprobs = 0;
+    fill_lists(self, call, &m.submit);
+    m.submit.tokens = (bytes_t){ self->ids, count * sizeof *self->ids };
+    m.submit.keys = (bytes_t){ self->key_bytes, (size_t)key_count * KEY_BYTES };
+    err_t error = actor_send(world, (address_t){ ROLE_prefill_lb, 0 }, &m);
+    if (error == ERR_OK) {
+        request->state = REQUEST_RUNNING;
+        request->heard_us = request->probed_us = now_us;
+        request->prefill_hold = request->decode_hold = HOLD_UNKNOWN;
+        request->misses = 0;
+    }
+    request_arm(self, world, request);
+    return error;
+}

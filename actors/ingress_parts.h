@@ -1,0 +1,211 @@
+/* actors/ingress_parts.h - the state of ingress and what its files share.
+ *
+ *   ingress.c          messages of the company, alarms, the class
+ *   ingress_routes.c   paths of the HTTP API
+ *   ingress_admit.c    from a parsed body to requests, and their submission
+ *   ingress_answer.c   what clients get: chunks, whole answers, errors
+ *   ingress_books.c    calls and requests: taking, finding, giving back
+ *
+ * A call is what one client asked for in one go; a request is one generation of it (n choices,
+ * several prompts).
+ */
+#ifndef ACTORS_INGRESS_PARTS_H
+#define ACTORS_INGRESS_PARTS_H
+
+#include "../runtime/actor.h"
+#include "../runtime/kv/key.h"
+#include "../runtime/kv/table.h"
+#include "../runtime/model/chat.h"
+#include "../runtime/net/http.h"
+#include "../runtime/openai/alarm.h"
+#include "../runtime/openai/answer.h"
+#include "../runtime/openai/chain.h"
+#include "../runtime/openai/openai.h"
+#include "../runtime/openai/text.h"
+
+enum {
+    NONE = UINT32_MAX,
+    OUTPUT_BYTES = 1 << 20,    /* answers are written through a buffer of this size */
+    DELTA_BYTES = 16384,       /* text that one message of tokens can complete */
+    CANCELS_PER_TURN_MAX = 64, /* answers to tokens of requests that are not known */
+    SUBJECTS_MAX = 768,        /* actors whose metrics are shown */
+};
+
+typedef enum { REQUEST_FREE, REQUEST_WAITING, REQUEST_RUNNING, REQUEST_ENDED } request_state_t;
+
+/* What the last probe brought from each balancer. */
+typedef enum { HOLD_UNKNOWN, HOLD_YES, HOLD_NO } hold_t;
+
+typedef struct {
+    request_state_t state;
+    request_id_t id;
+    uint32_t call, next; /* of the call's list, or of the free list */
+    uint32_t choice;
+    uint32_t attempt, losses;
+    uint32_t prompt_count, max_tokens, generated, cached;
+    uint32_t prompt_records; /* positions of the prompt whose log probability is known */
+    uint64_t seed;
+    uint64_t heard_us, resume_us, probed_us;
+    uint64_t last_token_us;
+    uint64_t text_offset; /* characters streamed, for text_offset of completions */
+    hold_t prefill_hold, decode_hold;
+    uint32_t misses;
+    address_t sender; /* of its tokens, for cancel; role client: none yet */
+    bool is_begun;    /* its first chunk was written */
+    finish_t reason;
+    text_t text;
+    chain_t tokens; /* prompt, then what was generated */
+    chain_t records,
+        prompt_chain; /* log probabilities, for answers that are not streamed, and of the prompt */
+} request_t;
+
+typedef struct {
+    bool is_used, is_client, is_begun;
+    bool is_chat, is_stream, has_usage_chunk, is_echo, is_prompt_only, has_stops;
+    uint64_t exchange;
+    address_t client;
+    uint64_t client_epoch;
+    request_id_t client_id;
+    uint32_t first, last, next; /* its requests; next of the free list */
+    uint32_t count, open_count;
+    uint32_t n; /* choices of each prompt */
+    uint64_t prompt_tokens;
+    uint64_t created_s, arrived_us, deadline_us;
+    chat_reasoning_t reasoning;
+    sampling_t sampling;
+    uint32_t stop_id_count, bias_count;
+    char id[48];
+} call_t;
+
+/* What few calls have; a page that nobody touches costs nothing. */
+typedef struct {
+    stop_set_t stops;
+    uint32_t stop_ids[STOP_IDS_MAX];
+    uint32_t bias_ids[LOGIT_BIAS_MAX];
+    float bias_values[LOGIT_BIAS_MAX];
+} extras_t;
+
+typedef struct {
+    bool is_used;
+    uint32_t role, index;
+    double slots[METRIC_SLOTS_MAX];
+} subject_t;
+
+typedef struct {
+    const config_t *config;
+    tokenizer_t *tokenizer;
+    chat_t *chat;
+    key_maker_t *keys;
+    model_config_t model;
+    uint64_t model_hash, started_s;
+    char model_name[128], fingerprint[24];
+    uint32_t context_max;
+
+    request_t *requests;
+    call_t *calls;
+    extras_t *extras;   /* by call */
+    stop_tail_t *tails; /* by request */
+    uint32_t requests_max, free_request, free_call;
+    uint32_t request_count, call_count; /* held */
+    table_t by_id, by_caller;
+    chain_pool_t pool;
+    alarms_t alarms;
+
+    arena_t arena;
+    openai_call_t *parsed;
+    uint32_t *ids; /* one whole context, for what needs it in one piece */
+    uint8_t *key_bytes;
+    char *output;
+    size_t output_size;
+    char *reasoning, *content; /* DELTA_BYTES each */
+    size_t reasoning_size, content_size;
+    token_record_t *batch; /* of one message of tokens */
+    uint32_t batch_count;
+    stop_tail_t *tail; /* for rendering a whole text */
+    subject_t *subjects;
+    metrics_subject_t *shown;
+
+    uint64_t accepted, finished, failed, cancelled;
+    uint32_t prefill_workers, decode_workers; /* that are up */
+    uint64_t served_us;                       /* when the last token or end came */
+    uint64_t busy_us; /* since when requests have been held without a pause */
+    uint32_t cancels_left;
+    bool is_draining;
+} ingress_t;
+
+/* ---- books
+ * ----------------------------------------------------------------------------------------- */
+
+/* Allocate every table.  ERR_NO_SPACE never comes back: actor_alloc fails loudly. */
+void books_init(ingress_t *self, actor_t *world);
+call_t *call_take(ingress_t *self);
+request_t *request_take(ingress_t *self, actor_t *world, call_t *call);
+uint32_t call_index(const ingress_t *self, const call_t *call);
+uint32_t request_index(const ingress_t *self, const request_t *request);
+request_t *request_find(const ingress_t *self, request_id_t id);
+call_t *call_find_exchange(const ingress_t *self, uint64_t exchange);
+call_t *call_find_client(const ingress_t *self, address_t client, request_id_t id);
+/* Make it findable; false when the client already has a call of this name. */
+bool call_name_exchange(ingress_t *self, call_t *call, uint64_t exchange);
+bool call_name_client(ingress_t *self, call_t *call, address_t client, request_id_t id);
+/* Give back the call and its requests, which have all ended. */
+void call_free(ingress_t *self, call_t *call);
+/* All tokens of a request into self->ids; returns how many. */
+uint32_t request_gather(const ingress_t *self, const request_t *request);
+void books_check(const ingress_t *self);
+
+/* ---- the life of a request (ingress.c)
+ * ------------------------------------------------------------- */
+
+typedef enum { OUTCOME_FINISHED, OUTCOME_FAILED, OUTCOME_CANCELLED } outcome_t;
+
+/* The one end of a request.  The last one of a call ends the call. */
+void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome);
+/* End everything of a call: the requests that still run are cancelled in the company; the client
+ * gets the error. */
+void call_fail(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why);
+/* The same without a word: the client is gone. */
+void call_drop(ingress_t *self, actor_t *world, call_t *call);
+void request_cancel(ingress_t *self, actor_t *world, const request_t *request);
+void request_arm(ingress_t *self, actor_t *world, request_t *request);
+bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id);
+bool is_stop_id(const ingress_t *self, const call_t *call, uint32_t id);
+
+/* ---- admission
+ * ------------------------------------------------------------------------------------- */
+
+/* Requests out of self->parsed; on success the call is running.  On error nothing is held; *why
+ * says why. */
+MUST_CHECK err_t admit(ingress_t *self, actor_t *world, call_t *call, openai_error_t *why);
+/* Tokens of prompt `index` of the parsed body into self->ids. */
+MUST_CHECK err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count,
+                              openai_error_t *why);
+MUST_CHECK err_t admit_model(const ingress_t *self, openai_error_t *why);
+/* Send this attempt to prefill_lb. */
+MUST_CHECK err_t request_submit(ingress_t *self, actor_t *world, request_t *request);
+
+/* ---- answers
+ * --------------------------------------------------------------------------------------- */
+
+text_rules_t answer_rules(const ingress_t *self, const call_t *call, stop_tail_t *tail);
+/* Text and log probabilities of one message of tokens (self->reasoning, content, batch) to the
+ * client. */
+void answer_delta(ingress_t *self, actor_t *world, request_t *request, const msg_tokens_t *tokens);
+void answer_request_end(ingress_t *self, actor_t *world, request_t *request);
+void answer_call_end(ingress_t *self, actor_t *world, call_t *call);
+void answer_call_error(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why);
+void answer_error(ingress_t *self, actor_t *world, uint64_t exchange, const openai_error_t *why);
+void answer_client_error(actor_t *world, address_t client, request_id_t id,
+                         const openai_error_t *why);
+/* Append to self->reasoning or self->content. */
+text_sink_t answer_sink(ingress_t *self);
+
+/* ---- routes
+ * ---------------------------------------------------------------------------------------- */
+
+void on_http_request(void *state, actor_t *world, const msg_t *m);
+void on_client_submit(void *state, actor_t *world, const msg_t *m);
+/* NULL when the path to tokens exists, else what is missing. */
+const char *health_missing(const ingress_t *self, actor_t *world);
+
+#endif

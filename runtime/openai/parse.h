@@ -1,0 +1,49 @@
+/* runtime/openai/parse.h - what the files of the body parser share. */
+#ifndef RUNTIME_OPENAI_PARSE_H
+#define RUNTIME_OPENAI_PARSE_H
+
+#include <cjson/cJSON.h>
+
+#include "openai.h"
+
+typedef struct {
+    openai_call_t *call;
+    arena_t *arena;
+    openai_error_t *why;
+    uint32_t vocab;
+} parser_t;
+
+/* What can be said about a body before it costs memory: UTF-8, depth, number of values, no NUL
+ * characters. */
+MUST_CHECK err_t guard_check(bytes_t body, openai_error_t *why);
+
+/* Parse, after guard_check.  The caller deletes *root. */
+MUST_CHECK err_t guard_parse(bytes_t body, cJSON **root, openai_error_t *why);
+
+/* ERR_INVALID: param must be `allowed`, but is ... */
+err_t refuse_type(parser_t *self, const char *param, const char *allowed, const cJSON *value);
+
+/* Readers of one value; `param` names it in errors. */
+MUST_CHECK err_t read_bool(parser_t *self, const char *param, const cJSON *value, bool *out);
+typedef struct {
+    double least, most;
+} range_t;
+MUST_CHECK err_t read_number(parser_t *self, const char *param, const cJSON *value, range_t range,
+                             double *out);
+MUST_CHECK err_t read_integer(parser_t *self, const char *param, const cJSON *value, range_t range,
+                              double *out);
+MUST_CHECK err_t read_ids(parser_t *self, const char *param, const cJSON *array,
+                          openai_prompt_t *out);
+
+/* A copy in the arena; ERR_TOO_LARGE when that is full. */
+MUST_CHECK err_t copy_text(parser_t *self, const char *text, const char **out, size_t *size);
+err_t refuse_room(parser_t *self);
+
+MUST_CHECK err_t read_messages(parser_t *self, const cJSON *value);
+MUST_CHECK err_t read_prompt(parser_t *self, const char *param, const cJSON *value);
+
+/* Refuse a field nobody knows, with the nearest known name. */
+typedef const char *names_fn(uint32_t index); /* NULL past the last */
+err_t refuse_unknown(openai_error_t *why, const char *name, names_fn *names);
+
+#endif
