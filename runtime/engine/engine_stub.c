@@ -298,8 +298,8 @@ static void sleep_us(uint64_t us)
     while (nanosleep(&rest, &rest) != 0 && errno == EINTR) continue;
 }
 
-/* Two rows of one step may belong to one sequence (its next chunk behind the last): each sees what
- * the one before wrote, but nothing is written before all of the step is known to be sound. */
+/* Nothing is written before all rows are known to be sound.  A slot has at most one row in a step.
+ */
 static err_t step(void *core, const engine_row_t *rows, uint32_t row_count,
                   engine_result_t *results, uint32_t results_max, uint32_t *result_count,
                   uint64_t *model_us)

@@ -1,0 +1,65 @@
+/* tests/sim/checkers.c - invariants that only an onlooker can check: I6, I7, I10. */
+#include "cluster.h"
+
+enum { BOUND_SLACK_MS = 500 };
+
+/* I7: nobody gives work to a worker that has been dead or stopped for longer than the detection
+ * bound.  Who was itself away needs as long to notice. */
+static void on_send(void *context, address_t from, address_t to, const msg_t *m, err_t answer)
+{
+    cluster_t *self = context;
+    if (answer != ERR_OK) return;
+    if (m->type == MSG_decode_placed)
+        to = (address_t){ ROLE_decode_worker, m->decode_placed.decode_worker };
+    else if (m->type != MSG_prefill_assign && m->type != MSG_decode_assign)
+        return;
+    if (self->sim == NULL) return;
+    uint64_t now_us = sim_now_us(self->sim);
+    uint64_t bound_us = (uint64_t)(self->config.timing.dead_ms +
+                                   2 * self->config.timing.heartbeat_ms + BOUND_SLACK_MS) *
+                        1000;
+    const health_t *worker = cluster_health(self, to);
+    const health_t *sender = cluster_health(self, from);
+    if (worker->since_us && now_us - worker->since_us > bound_us &&
+        now_us - sender->back_us > bound_us)
+        sim_fail(self->sim, "I7", "%s.%u sends %s for %s.%u, which is away since %.6f s",
+                 role_names[from.role], from.index, msg_descs[m->type].name, role_names[to.role],
+                 to.index, (double)worker->since_us / 1e6);
+}
+
+sim_observer_t checkers_observer(cluster_t *self)
+{
+    return (sim_observer_t){ .context = self, .on_send = on_send };
+}
+
+bool checkers_is_idle(void *context)
+{
+    cluster_t *self = context;
+    for (uint32_t i = 0; i < sim_count(self->sim); i++) {
+        address_t who = sim_address(self->sim, i);
+        const actor_class_t *class = sim_class(self->sim, who);
+        const void *state = sim_state(self->sim, who);
+        if (state && class->is_idle && !class->is_idle(state)) return false;
+    }
+    return true;
+}
+
+void checkers_at_rest(cluster_t *self)
+{
+    for (uint32_t i = 0; i < sim_count(self->sim); i++) {
+        address_t who = sim_address(self->sim, i);
+        const actor_class_t *class = sim_class(self->sim, who);
+        const void *state = sim_state(self->sim, who);
+        if (!state)
+            sim_fail(self->sim, "I6", "%s.%u is dead at rest", role_names[who.role], who.index);
+        if (state && class->is_idle && !class->is_idle(state))
+            sim_fail(self->sim, "I6", "%s.%u still holds something at rest", role_names[who.role],
+                     who.index);
+    }
+    const journal_t *journal = &self->journal;
+    uint32_t ended = 0;
+    for (int state = CLIENT_FINISHED; state <= CLIENT_CUT; state++)
+        ended += journal_tally(journal, (client_state_t)state);
+    if (ended != journal->count)
+        sim_fail(self->sim, "I10", "%u clients came, %u ended", journal->count, ended);
+}

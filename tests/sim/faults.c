@@ -1,0 +1,150 @@
+/* tests/sim/faults.c - what goes wrong in this seed: a random subset of faults, each with a random
+ * rate. */
+#include "cluster.h"
+
+#include "fake_ingress.h"
+
+enum { SECOND_US = 1000000, FIRST_US = 2500000, LAST_US = 15000000 };
+
+/* Swarm testing: most seeds leave most faults out, so that rare combinations of few get their turn.
+ */
+double faults_rate(cluster_t *self, double most)
+{
+    if (!cluster_chance(self, 0.35)) return 0;
+    return most * (double)(cluster_random(self) >> 11) * 0x1p-53;
+}
+
+static address_t any_actor(cluster_t *self)
+{
+    return sim_address(self->sim, (uint32_t)cluster_below(self, sim_count(self->sim)));
+}
+
+static bool is_well(cluster_t *self, address_t who)
+{
+    return sim_is_alive(self->sim, who) && !sim_is_paused(self->sim, who);
+}
+
+/* The fault atlas: one prefill worker and one decode worker always live. */
+static bool may_go(cluster_t *self, address_t who)
+{
+    if (who.role != ROLE_prefill_worker && who.role != ROLE_decode_worker) return true;
+    for (uint32_t i = 0; i < sim_count(self->sim); i++) {
+        address_t other = sim_address(self->sim, i);
+        if (other.role == who.role && other.index != who.index && is_well(self, other)) return true;
+    }
+    return false;
+}
+
+static void bring_back(void *context, uint64_t number)
+{
+    cluster_t *self = context;
+    address_t who = sim_address(self->sim, (uint32_t)number);
+    if (is_well(self, who)) return;
+    if (sim_is_paused(self->sim, who))
+        sim_resume(self->sim, who);
+    else
+        sim_restart(self->sim, who);
+    if (who.role == ROLE_ingress) fake_ingress_attach(sim_state(self->sim, who), &self->journal);
+    self->health[number].since_us = 0;
+    self->health[number].back_us = sim_now_us(self->sim);
+}
+
+static uint32_t number_of(cluster_t *self, address_t who)
+{
+    return (uint32_t)(cluster_health(self, who) - self->health);
+}
+
+static void take_away(cluster_t *self, address_t who, bool is_pause)
+{
+    if (!is_well(self, who) || !may_go(self, who)) return;
+    health_t *health = cluster_health(self, who);
+    health->since_us = sim_now_us(self->sim);
+    if (is_pause)
+        sim_pause(self->sim, who);
+    else
+        sim_kill(self->sim, who, cluster_chance(self, 0.5));
+    /* Often back before anybody has noticed. */
+    uint64_t away_us = cluster_below(self, cluster_chance(self, 0.5) ? 800000 : 5 * SECOND_US);
+    sim_at(self->sim, sim_now_us(self->sim) + away_us, bring_back, self, number_of(self, who));
+}
+
+static void do_kill(void *context, uint64_t argument)
+{
+    (void)argument;
+    take_away(context, any_actor(context), false);
+}
+
+static void do_pause(void *context, uint64_t argument)
+{
+    (void)argument;
+    take_away(context, any_actor(context), true);
+}
+
+static void do_disconnect(void *context, uint64_t argument)
+{
+    cluster_t *self = context;
+    (void)argument;
+    sim_disconnect(self->sim, any_actor(self), any_actor(self), cluster_below(self, 2 * SECOND_US));
+}
+
+static void do_clog(void *context, uint64_t argument)
+{
+    cluster_t *self = context;
+    (void)argument;
+    sim_clog(self->sim, any_actor(self), any_actor(self), cluster_below(self, 3 * SECOND_US));
+}
+
+static void do_slow(void *context, uint64_t argument)
+{
+    cluster_t *self = context;
+    (void)argument;
+    sim_slow(self->sim, any_actor(self), (uint32_t)cluster_below(self, 50000));
+}
+
+static bool is_ghost(void *context, address_t to, const msg_t *m)
+{
+    cluster_t *self = context;
+    if (m->header.attempt == 0) return false;
+    for (uint32_t i = 0; i < (uint32_t)self->config.company.ingresses; i++) {
+        const void *state = sim_state(self->sim, (address_t){ ROLE_ingress, i });
+        if (state && !fake_ingress_is_old(state, m->header.request, m->header.attempt))
+            return false;
+    }
+    return true;
+}
+
+static void do_replay(void *context, uint64_t argument)
+{
+    cluster_t *self = context;
+    (void)argument;
+    self->replayed += sim_replay(self->sim, is_ghost, self);
+}
+
+typedef struct {
+    void (*act)(void *context, uint64_t argument);
+    uint32_t most; /* in one life */
+} fault_t;
+
+static const fault_t faults[] = {
+    { do_kill, 8 },  { do_pause, 6 }, { do_disconnect, 40 },
+    { do_clog, 40 }, { do_slow, 5 },  { do_replay, 60 },
+};
+
+void faults_schedule(cluster_t *self)
+{
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        if (cluster_chance(self, 0.5)) continue;
+        uint64_t count = cluster_between(self, 1, faults[i].most);
+        for (uint64_t n = 0; n < count; n++)
+            sim_at(self->sim, cluster_between(self, FIRST_US, LAST_US), faults[i].act, self, 0);
+    }
+}
+
+void faults_heal(cluster_t *self)
+{
+    sim_heal(self->sim);
+    for (uint32_t i = 0; i < sim_count(self->sim); i++) {
+        sim_restart(self->sim, sim_address(self->sim, i));
+        self->health[i] = (health_t){ .back_us = sim_now_us(self->sim) };
+    }
+}
