@@ -51,8 +51,18 @@ bool events_pop(event_queue_t *self, uint64_t until_us, event_t *event);
 
 enum { TRACE_LINES = 50, TRACE_LINE_BYTES = 200 };
 
+/* A line of the log, or a message, which is put into words only when somebody reads it. */
 typedef struct {
-    char lines[TRACE_LINES][TRACE_LINE_BYTES];
+    uint64_t at_us;
+    const char *what; /* NULL: a line */
+    address_t who;
+    msg_type_t type;
+    header_t header;
+    char line[TRACE_LINE_BYTES];
+} trace_record_t;
+
+typedef struct {
+    trace_record_t records[TRACE_LINES];
     uint64_t count;
     uint64_t hash;
     uint64_t events;

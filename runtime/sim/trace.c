@@ -7,13 +7,33 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+static void print(const trace_record_t *record, FILE *out)
+{
+    const header_t *header = &record->header;
+    fprintf(out, "%10.6f ", (double)record->at_us / 1e6);
+    if (record->what)
+        fprintf(out, "%s.%u %s %s from %s.%u request %016llx%016llx attempt %u epoch %llu\n",
+                role_names[record->who.role], record->who.index, record->what,
+                msg_descs[record->type].name, role_names[header->from.role], header->from.index,
+                (unsigned long long)header->request.hi, (unsigned long long)header->request.lo,
+                header->attempt, (unsigned long long)header->epoch);
+    else
+        fprintf(out, "%s\n", record->line);
+}
+
+static trace_record_t *next_record(sim_t *self)
+{
+    trace_record_t *record = &self->trace.records[self->trace.count++ % TRACE_LINES];
+    record->at_us = self->now_us;
+    return record;
+}
+
 static void write_line(sim_t *self, const char *format, va_list arguments)
 {
-    trace_t *trace = &self->trace;
-    char *line = trace->lines[trace->count++ % TRACE_LINES];
-    int used = snprintf(line, TRACE_LINE_BYTES, "%10.6f ", (double)self->now_us / 1e6);
-    vsnprintf(line + used, TRACE_LINE_BYTES - (size_t)used, format, arguments);
-    if (self->options.is_verbose) fprintf(stderr, "%s\n", line);
+    trace_record_t *record = next_record(self);
+    record->what = NULL;
+    vsnprintf(record->line, sizeof record->line, format, arguments);
+    if (self->options.is_verbose) print(record, stderr);
 }
 
 void trace_line(sim_t *self, const char *format, ...)
@@ -46,11 +66,12 @@ void trace_message(sim_t *self, const actor_t *node, const char *what, const msg
                                header->epoch,      header->sequence,   header->from.role,
                                header->from.index };
     trace_hash(self, facts, sizeof facts);
-    trace_line(self, "%s.%u %s %s from %s.%u request %016llx%016llx attempt %u epoch %llu",
-               role_names[node->address.role], node->address.index, what, msg_descs[m->type].name,
-               role_names[header->from.role], header->from.index,
-               (unsigned long long)header->request.hi, (unsigned long long)header->request.lo,
-               header->attempt, (unsigned long long)header->epoch);
+    trace_record_t *record = next_record(self);
+    record->what = what;
+    record->who = node->address;
+    record->type = m->type;
+    record->header = *header;
+    if (self->options.is_verbose) print(record, stderr);
 }
 
 void sim_print_tail(const sim_t *self, FILE *out)
@@ -58,7 +79,7 @@ void sim_print_tail(const sim_t *self, FILE *out)
     const trace_t *trace = &self->trace;
     uint64_t first = trace->count > TRACE_LINES ? trace->count - TRACE_LINES : 0;
     for (uint64_t line = first; line < trace->count; line++)
-        fprintf(out, "  %s\n", trace->lines[line % TRACE_LINES]);
+        print(&trace->records[line % TRACE_LINES], out);
 }
 
 uint64_t sim_hash(const sim_t *self)
