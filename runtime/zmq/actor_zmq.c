@@ -34,9 +34,9 @@ static void on_alarm(evutil_socket_t descriptor, short what, void *arg)
 static void on_stop_event(evutil_socket_t descriptor, short what, void *arg)
 {
     actor_t *world = arg;
-    uint64_t count = 0;
+    uint64_t count = 1;
     if ((what & EV_READ) && read(descriptor, &count, sizeof count) < 0) return;
-    world->stop_signals++;
+    world->stop_signals += (uint32_t)count;
 }
 
 /* ---- stopping
@@ -53,10 +53,8 @@ static void begin_stop(actor_t *world, uint32_t drain_ms)
 static void stop_by_signal(actor_t *world)
 {
     if (world->stop_signals == 0) return;
-    if (world->is_stopping) { /* asked twice */
-        if (world->stop_signals > 1) world->stop_deadline_us = 0;
-        return;
-    }
+    if (world->stop_signals > 1) world->stop_deadline_us = 0; /* asked twice */
+    if (world->is_stopping) return;
     msg_t stop;
     msg_init(&stop, MSG_stop);
     stop.header.from = world->self;
@@ -119,7 +117,8 @@ static bool run_turn(actor_t *world)
     run_ports(world);
     report_when_due(world);
     batches_flush(world);
-    return links_have_more(world) || world->posted_first || world->has_lost;
+    bool is_stop_asked = world->stop_signals > 0 && !world->is_stopping;
+    return links_have_more(world) || world->posted_first || world->has_lost || is_stop_asked;
 }
 
 /* The alarm's timer is set again only when the actor asked for another time. */
