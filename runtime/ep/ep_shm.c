@@ -150,6 +150,11 @@ bool ep_group_is_joined(const ep_group_t *self)
     return region_is_joined(&self->region);
 }
 
+void ep_group_break(ep_group_t *self)
+{
+    region_break(&self->region);
+}
+
 void ep_group_ring(ep_group_t *self)
 {
     region_ring(&self->region);
@@ -176,11 +181,6 @@ void ep_group_wait(ep_group_t *self, const uint32_t *word, uint32_t seen, uint64
     uint32_t bell = region_bell(&self->region);
     if (has_changed(word, seen) || ep_group_is_rung(self)) return;
     region_sleep(&self->region, &(region_sleep_t){ bell, word, seen, wait_us });
-}
-
-void ep_word_wake(const uint32_t *word)
-{
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 /* Two words by parity: a rank that is one phase ahead must not overwrite what another still reads.

@@ -42,6 +42,9 @@ MUST_CHECK err_t ep_group_join(ep_group_t *self);
 /* Entered, and not broken since as far as this rank knows. */
 bool ep_group_is_joined(const ep_group_t *self);
 
+/* This rank cannot go on with the step: the others' waits end now, with ERR_EP_PEER. */
+void ep_group_break(ep_group_t *self);
+
 /* Ring: the other ranks learn that a step begins.  Every rank rings once per step, those that
  * follow a ring too. Poll from an idle rank: did a step begin that I am not part of, or is somebody
  * waiting for me to join? */

@@ -277,16 +277,25 @@ static void get_ready(region_t *self, uint32_t generation)
     ring_bell(self);
 }
 
-/* Others may have seen this rank ready and begun: then their generation ends here. */
+static uint32_t find_absent(const region_t *self, uint32_t generation)
+{
+    for (uint32_t rank = 0; rank < self->ranks; rank++)
+        if (rank != self->rank && atomic_load(&self->slots[rank].joined) != generation) return rank;
+    return self->ranks;
+}
+
+/* Where all others are ready by now they may have seen this rank ready too, and begun: their
+ * generation ends. */
 static err_t give_up(region_t *self, uint32_t generation)
 {
-    uint32_t missing = 0;
-    for (uint32_t rank = self->ranks; rank-- > 0;)
-        if (atomic_load(&self->slots[rank].joined) != generation) missing = rank;
-    log_write(self->who, LOG_WARN, "EP-JOIN", "rank %u is not there after %u ms", missing,
-              self->wait_ms);
     atomic_store(&self->slots[self->rank].joined, 0);
-    if (self->ranks > 1 && missing == self->rank) next_generation(self, generation);
+    uint32_t absent = find_absent(self, generation);
+    if (absent == self->ranks)
+        next_generation(self, generation);
+    else if (self->missed != absent + 1)
+        log_write(self->who, LOG_WARN, "EP-JOIN", "rank %u is not there after %u ms", absent,
+                  self->wait_ms);
+    self->missed = absent + 1;
     return ERR_EP_PEER;
 }
 
@@ -313,7 +322,7 @@ err_t region_join(region_t *self)
                                         .wait_us = left < SLEEP_SLICE_US ? left : SLEEP_SLICE_US });
     }
     self->generation = generation;
-    self->phase = self->rung = 0;
+    self->phase = self->rung = self->missed = 0;
     return ERR_OK;
 }
 

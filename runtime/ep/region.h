@@ -40,6 +40,7 @@ typedef struct {
     uint32_t rank, ranks;
     uint32_t generation; /* that this rank has entered; 0: none */
     uint32_t phase, rung;
+    uint32_t missed; /* rank last logged as missing, plus one: each absence is told once */
     uint32_t wait_ms;
     address_t who;
 } region_t;
