@@ -23,9 +23,10 @@
 #include "../runtime/openai/openai.h"
 #include "../runtime/openai/text.h"
 
+#define NONE UINT32_MAX
+
 enum {
-    NONE = UINT32_MAX,
-    OUTPUT_BYTES = 1 << 20,    /* answers are written through a buffer of this size */
+    OUTPUT_BYTES = 4 << 20,    /* answers are written through a buffer of this size */
     DELTA_BYTES = 16384,       /* text that one message of tokens can complete */
     CANCELS_PER_TURN_MAX = 64, /* answers to tokens of requests that are not known */
     SUBJECTS_MAX = 768,        /* actors whose metrics are shown */

@@ -21,6 +21,12 @@ static writer_t whole_output(ingress_t *self)
     return (writer_t){ .text = self->output, .cap = self->output_size };
 }
 
+/* Long answers are written into the arena, which is free again once a parsed body is out of it. */
+static writer_t arena_output(ingress_t *self)
+{
+    return (writer_t){ .text = (char *)self->arena.bytes, .cap = self->arena.size };
+}
+
 static void answer_text(actor_t *world, uint64_t exchange, int status, const char *type,
                         const writer_t *out)
 {
@@ -130,8 +136,7 @@ static void serve_metrics(ingress_t *self, actor_t *world, const msg_http_reques
         self->shown[count++] =
             (metrics_subject_t){ role_names[subject->role], subject->index, subject->slots };
     }
-    /* The arena is free between requests and larger than any exposition. */
-    writer_t out = { .text = (char *)self->arena.bytes, .cap = self->arena.size };
+    writer_t out = arena_output(self);
     out.used = metrics_print(self->shown, count, out.text, out.cap);
     if (out.used > out.cap) out.used = out.cap;
     answer_text(world, request->exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &out);
@@ -193,83 +198,60 @@ static void serve_completion(ingress_t *self, actor_t *world, const msg_http_req
     serve_generation(self, world, request, OPENAI_COMPLETION);
 }
 
-/* A long list does not fit the small buffer: it is streamed. */
-static void write_through(void *context, const char *text, size_t size)
+static void print_ids(const ingress_t *self, uint32_t count, writer_t *out)
 {
-    const struct {
-        actor_t *world;
-        uint64_t exchange;
-    } *to = context;
-    actor_http_write(to->world, to->exchange, text, size);
-}
-
-static void answer_ids(ingress_t *self, actor_t *world, uint64_t exchange, uint32_t count)
-{
-    struct {
-        actor_t *world;
-        uint64_t exchange;
-    } to = { world, exchange };
-    http_answer_t answer = { .status = 200, .content_type = "application/json" };
-    actor_http_begin(world, exchange, &answer);
-    writer_t out = {
-        .text = self->output, .cap = self->output_size, .sink = write_through, .context = &to
-    };
-    writer_text(&out, "{\"count\":");
-    writer_number(&out, count);
-    writer_text(&out, ",\"max_model_len\":");
-    writer_number(&out, self->context_max);
-    writer_text(&out, ",\"tokens\":[");
+    writer_text(out, "{\"count\":");
+    writer_number(out, count);
+    writer_text(out, ",\"max_model_len\":");
+    writer_number(out, self->context_max);
+    writer_text(out, ",\"tokens\":[");
     for (uint32_t i = 0; i < count; i++) {
-        if (i > 0) writer_text(&out, ",");
-        writer_number(&out, self->ids[i]);
+        if (i > 0) writer_text(out, ",");
+        writer_number(out, self->ids[i]);
     }
-    writer_text(&out, "]}");
-    writer_flush(&out);
-    actor_http_end(world, exchange);
+    writer_text(out, "]}");
 }
 
-static void serve_tokenize(ingress_t *self, actor_t *world, const msg_http_request_t *request)
+static void print_prompt(const ingress_t *self, uint32_t count, writer_t *out)
+{
+    char text[DETOKENIZER_EMIT_MAX];
+    detokenizer_t detokenizer = { 0 };
+    writer_text(out, "{\"prompt\":\"");
+    for (uint32_t i = 0; i < count; i++)
+        writer_json_inside(out, text,
+                           detokenizer_push(&detokenizer, self->tokenizer, self->ids[i], false,
+                                            text, sizeof text));
+    writer_json_inside(out, text, detokenizer_finish(&detokenizer, text, sizeof text));
+    writer_text(out, "\"}");
+}
+
+static void serve_tokens(ingress_t *self, actor_t *world, const msg_http_request_t *request,
+                         openai_kind_t kind)
 {
     openai_error_t why;
     uint32_t count = 0;
-    err_t error = parse(self, OPENAI_TOKENIZE, request->body, &why);
+    err_t error = parse(self, kind, request->body, &why);
     if (error == ERR_OK) error = admit_tokens(self, 0, &count, &why);
+    writer_t out = arena_output(self);
+    if (error == ERR_OK && kind == OPENAI_TOKENIZE) print_ids(self, count, &out);
+    if (error == ERR_OK && kind == OPENAI_DETOKENIZE) print_prompt(self, count, &out);
+    if (out.is_cut)
+        error =
+            openai_refuse(&why, ERR_TOO_LARGE, "", "The answer is larger than %zu bytes.", out.cap);
     if (error == ERR_OK)
-        answer_ids(self, world, request->exchange, count);
+        answer_json(world, request->exchange, 200, &out);
     else
         answer_error(self, world, request->exchange, &why);
 }
 
+static void serve_tokenize(ingress_t *self, actor_t *world, const msg_http_request_t *request)
+{
+    serve_tokens(self, world, request, OPENAI_TOKENIZE);
+}
+
 static void serve_detokenize(ingress_t *self, actor_t *world, const msg_http_request_t *request)
 {
-    openai_error_t why;
-    uint32_t count = 0;
-    err_t error = parse(self, OPENAI_DETOKENIZE, request->body, &why);
-    if (error == ERR_OK) error = admit_tokens(self, 0, &count, &why);
-    if (error != ERR_OK) {
-        answer_error(self, world, request->exchange, &why);
-        return;
-    }
-    struct {
-        actor_t *world;
-        uint64_t exchange;
-    } to = { world, request->exchange };
-    http_answer_t answer = { .status = 200, .content_type = "application/json" };
-    actor_http_begin(world, request->exchange, &answer);
-    writer_t out = {
-        .text = self->output, .cap = self->output_size, .sink = write_through, .context = &to
-    };
-    char text[DETOKENIZER_EMIT_MAX];
-    detokenizer_t detokenizer = { 0 };
-    writer_text(&out, "{\"prompt\":\"");
-    for (uint32_t i = 0; i < count; i++)
-        writer_json_inside(&out, text,
-                           detokenizer_push(&detokenizer, self->tokenizer, self->ids[i], false,
-                                            text, sizeof text));
-    writer_json_inside(&out, text, detokenizer_finish(&detokenizer, text, sizeof text));
-    writer_text(&out, "\"}");
-    writer_flush(&out);
-    actor_http_end(world, request->exchange);
+    serve_tokens(self, world, request, OPENAI_DETOKENIZE);
 }
 
 /* ---- who may, and where

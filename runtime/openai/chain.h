@@ -11,7 +11,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { CHAIN_PAGE_BYTES = 252, CHAIN_NONE = UINT32_MAX };
+#define CHAIN_NONE UINT32_MAX
+
+enum { CHAIN_PAGE_BYTES = 252 };
 
 typedef struct {
     uint32_t next;
