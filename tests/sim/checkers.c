@@ -3,11 +3,41 @@
 
 enum { BOUND_SLACK_MS = 500 };
 
+static uint32_t find(const cluster_t *self, request_id_t request)
+{
+    uint32_t at = 0;
+    while (at < self->submitted_count && !request_id_equal(self->submitted[at].request, request))
+        at++;
+    return at;
+}
+
+uint32_t checkers_attempt(const cluster_t *self, request_id_t request)
+{
+    uint32_t at = find(self, request);
+    return at < self->submitted_count ? self->submitted[at].attempt : 0;
+}
+
+/* An ingress counts attempts upwards. */
+static void note_submit(cluster_t *self, const msg_t *m)
+{
+    uint32_t at = find(self, m->header.request);
+    invariant(at < SUBMITTED_MAX);
+    if (at == self->submitted_count) {
+        self->submitted[self->submitted_count++].request = m->header.request;
+        self->submitted[at].attempt = 0;
+    }
+    if (m->header.attempt < self->submitted[at].attempt)
+        sim_fail(self->sim, "I8", "an ingress goes back from attempt %u to %u",
+                 self->submitted[at].attempt, m->header.attempt);
+    self->submitted[at].attempt = m->header.attempt;
+}
+
 /* I7: nobody gives work to a worker that has been dead or stopped for longer than the detection
  * bound.  Who was itself away needs as long to notice. */
 static void on_send(void *context, address_t from, address_t to, const msg_t *m, err_t answer)
 {
     cluster_t *self = context;
+    if (m->type == MSG_submit) note_submit(self, m);
     if (answer != ERR_OK) return;
     if (m->type == MSG_decode_placed)
         to = (address_t){ ROLE_decode_worker, m->decode_placed.decode_worker };

@@ -9,12 +9,14 @@
 #include "../../actors/decode_worker.h"
 #include "../../actors/director.h"
 #include "../../actors/ep_balancer.h"
+#include "../../actors/ingress.h"
 #include "../../actors/kv_store.h"
 #include "../../actors/prefill_lb.h"
 #include "../../actors/prefill_worker.h"
 #include "../../runtime/base/config.h"
 #include "../../runtime/engine/stub.h"
 #include "fake_ingress.h"
+#include "message_client.h"
 
 enum {
     SECOND_US = 1000000,
@@ -83,7 +85,7 @@ static void configure(cluster_t *self)
     config->company.decode_workers =
         config->company.decode_ep * (2 + (int64_t)cluster_below(self, 2)) / 2 * 2;
     config->limits.requests_max = 256;
-    config->limits.queue_max = (int64_t)cluster_between(self, 8, 64);
+    config->limits.queue_max = self->options.is_calm ? 128 : (int64_t)cluster_between(self, 16, 64);
     config->limits.context_max = 1024;
     config->prefill.kv_blocks = (int64_t)cluster_between(self, 20, 80);
     config->prefill.requests_max = (int64_t)cluster_between(self, 4, 16);
@@ -104,8 +106,13 @@ static void add(cluster_t *self, const actor_class_t *class, int64_t count)
     }
 }
 
+/* Tell those who speak for clients whose books they keep. */
 static void attach(cluster_t *self)
 {
+    if (!self->options.has_fake_ingress) {
+        message_client_attach(sim_state(self->sim, (address_t){ ROLE_client, 0 }), &self->journal);
+        return;
+    }
     for (uint32_t i = 0; i < (uint32_t)self->config.company.ingresses; i++) {
         void *state = sim_state(self->sim, (address_t){ ROLE_ingress, i });
         if (state) fake_ingress_attach(state, &self->journal);
@@ -129,7 +136,9 @@ static void build(cluster_t *self)
     }
     self->sim = self->journal.sim = sim_new(&options);
     engine_stub_vocabulary(&self->config, &self->journal.vocab, &self->journal.end_token);
-    add(self, &fake_ingress_class, self->config.company.ingresses);
+    if (!self->options.has_fake_ingress) add(self, &message_client_class, 1);
+    add(self, self->options.has_fake_ingress ? &fake_ingress_class : &ingress_class,
+        self->config.company.ingresses);
     add(self, &prefill_lb_class, 1);
     add(self, &prefill_worker_class, self->config.company.prefill_workers);
     add(self, &kv_store_class, 1);
@@ -179,26 +188,38 @@ static void invite(cluster_t *self, uint64_t asked_us, bool is_late)
         client->cancel_us = asked_us + cluster_below(self, 2 * SECOND_US);
 }
 
+/* Who speaks for this client. */
+static address_t speaker(const cluster_t *self, const client_t *client)
+{
+    if (self->options.has_fake_ingress) return (address_t){ ROLE_ingress, client->ingress };
+    return (address_t){ ROLE_client, 0 };
+}
+
 static void ask(void *context, uint64_t number)
 {
     cluster_t *self = context;
     client_t *client = &self->journal.clients[number];
-    address_t ingress = { ROLE_ingress, client->ingress };
-    actor_t *world = sim_actor(self->sim, ingress);
-    if (world)
-        fake_ingress_ask(sim_state(self->sim, ingress), world, client);
-    else
+    address_t who = speaker(self, client);
+    actor_t *world = sim_actor(self->sim, who);
+    if (!world)
         journal_end(&self->journal, client, CLIENT_REJECTED, ERR_UNAVAILABLE);
+    else if (self->options.has_fake_ingress)
+        fake_ingress_ask(sim_state(self->sim, who), world, client);
+    else
+        message_client_ask(sim_state(self->sim, who), world, client);
 }
 
 static void go_away(void *context, uint64_t number)
 {
     cluster_t *self = context;
     client_t *client = &self->journal.clients[number];
-    address_t ingress = { ROLE_ingress, client->ingress };
-    if (client->state != CLIENT_WAITING) return;
-    actor_t *world = sim_actor(self->sim, ingress);
-    if (world) fake_ingress_cancel(sim_state(self->sim, ingress), world, client);
+    address_t who = speaker(self, client);
+    actor_t *world = sim_actor(self->sim, who);
+    if (client->state != CLIENT_WAITING || !world) return;
+    if (self->options.has_fake_ingress)
+        fake_ingress_cancel(sim_state(self->sim, who), world, client);
+    else
+        message_client_cancel(sim_state(self->sim, who), world, client);
 }
 
 static void invite_all(cluster_t *self)

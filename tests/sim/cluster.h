@@ -8,7 +8,8 @@
 typedef struct {
     uint64_t seed;
     bool is_verbose;
-    bool is_calm; /* no faults: every request must end well */
+    bool is_calm;          /* no faults: every request must end well */
+    bool has_fake_ingress; /* what lies behind ingress, alone */
 } cluster_options_t;
 
 typedef struct {
@@ -26,6 +27,8 @@ cluster_result_t cluster_run(const cluster_options_t *options);
 /* ---- what its files share
  * ---------------------------------------------------------------------------------- */
 
+enum { SUBMITTED_MAX = 1024 };
+
 typedef struct {
     address_t who;
     uint64_t since_us; /* dead or paused since; 0: neither */
@@ -41,6 +44,11 @@ typedef struct {
     health_t health[SIM_NODES_MAX];
     uint64_t heal_us;
     uint64_t replayed;
+    struct {
+        request_id_t request;
+        uint32_t attempt;
+    } submitted[SUBMITTED_MAX];
+    uint32_t submitted_count;
     uint32_t prefix[4][512]; /* what prompts have in common */
 } cluster_t;
 
@@ -58,6 +66,8 @@ void faults_heal(cluster_t *self);
 
 /* checkers.c */
 sim_observer_t checkers_observer(cluster_t *self);
+/* The latest attempt that an ingress has submitted of this request; 0: none. */
+uint32_t checkers_attempt(const cluster_t *self, request_id_t request);
 /* After everything has ended: I6 and I10. */
 void checkers_at_rest(cluster_t *self);
 bool checkers_is_idle(void *cluster);

@@ -143,15 +143,6 @@ void fake_ingress_cancel(void *state, actor_t *world, client_t *client)
             end(self, world, &self->held[i], CLIENT_CANCELLED, ERR_CANCELLED);
 }
 
-bool fake_ingress_is_old(const void *state, request_id_t request, uint32_t attempt)
-{
-    const fake_t *self = state;
-    for (uint32_t i = 0; i < HELD_MAX; i++)
-        if (self->held[i].client && request_id_equal(self->held[i].request, request))
-            return attempt < self->held[i].attempt;
-    return true;
-}
-
 /* The attempt is lost: another one, after a little rest, or the end. */
 static void retry(fake_t *self, actor_t *world, held_t *held, err_t error)
 {

@@ -13,7 +13,4 @@ void fake_ingress_attach(void *state, journal_t *journal);
 void fake_ingress_ask(void *state, actor_t *world, client_t *client);
 void fake_ingress_cancel(void *state, actor_t *world, client_t *client);
 
-/* Is this attempt of this request over or overtaken? */
-bool fake_ingress_is_old(const void *state, request_id_t request, uint32_t attempt);
-
 #endif

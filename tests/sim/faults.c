@@ -44,7 +44,8 @@ static void bring_back(void *context, uint64_t number)
         sim_resume(self->sim, who);
     else
         sim_restart(self->sim, who);
-    if (who.role == ROLE_ingress) fake_ingress_attach(sim_state(self->sim, who), &self->journal);
+    if (who.role == ROLE_ingress && self->options.has_fake_ingress)
+        fake_ingress_attach(sim_state(self->sim, who), &self->journal);
     self->health[number].since_us = 0;
     self->health[number].back_us = sim_now_us(self->sim);
 }
@@ -56,7 +57,7 @@ static uint32_t number_of(cluster_t *self, address_t who)
 
 static void take_away(cluster_t *self, address_t who, bool is_pause)
 {
-    if (!is_well(self, who) || !may_go(self, who)) return;
+    if (who.role == ROLE_client || !is_well(self, who) || !may_go(self, who)) return;
     health_t *health = cluster_health(self, who);
     health->since_us = sim_now_us(self->sim);
     if (is_pause)
@@ -101,16 +102,13 @@ static void do_slow(void *context, uint64_t argument)
     sim_slow(self->sim, any_actor(self), (uint32_t)cluster_below(self, 50000));
 }
 
+/* What comes again is of an attempt or of a life that is over: nobody may take it for news. */
 static bool is_ghost(void *context, address_t to, const msg_t *m)
 {
     cluster_t *self = context;
-    if (m->header.attempt == 0) return false;
-    for (uint32_t i = 0; i < (uint32_t)self->config.company.ingresses; i++) {
-        const void *state = sim_state(self->sim, (address_t){ ROLE_ingress, i });
-        if (state && !fake_ingress_is_old(state, m->header.request, m->header.attempt))
-            return false;
-    }
-    return true;
+    if (m->header.from.role == ROLE_client || to.role == ROLE_client) return false;
+    if (m->header.to_epoch != sim_epoch(self->sim, to)) return true;
+    return m->header.attempt != 0 && m->header.attempt < checkers_attempt(self, m->header.request);
 }
 
 static void do_replay(void *context, uint64_t argument)

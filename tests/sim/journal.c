@@ -78,6 +78,13 @@ void journal_finish(journal_t *self, client_t *client, finish_t reason)
     client->is_after_heal = is_late;
 }
 
+void journal_usage(journal_t *self, const client_t *client, uint32_t tokens)
+{
+    if (tokens != client->answer_count)
+        sim_fail(self->sim, "I2", "client %u got %u tokens and is told of %u", client->number,
+                 client->answer_count, tokens);
+}
+
 bool journal_is_over(void *context)
 {
     const journal_t *self = context;

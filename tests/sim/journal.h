@@ -51,6 +51,9 @@ void journal_duplicate(journal_t *self, const client_t *client, uint32_t index, 
 void journal_end(journal_t *self, client_t *client, client_state_t state, err_t error);
 void journal_finish(journal_t *self, client_t *client, finish_t reason);
 
+/* The company's own count of the answer. */
+void journal_usage(journal_t *self, const client_t *client, uint32_t tokens);
+
 /* Nobody waits any more. */
 bool journal_is_over(void *journal);
 
