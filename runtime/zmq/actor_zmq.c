@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../base/company.h"
 #include "../process.h"
 #include "state.h"
 
@@ -222,7 +223,7 @@ static err_t identify(actor_t *world, const world_options_t *options)
     world->model_key = options->model_key;
     world->metrics.slots = calloc(metrics_slot_count(), sizeof(double));
     if (!world->metrics.slots) return ERR_NO_SPACE;
-    uint32_t instances = role_instances(world->config, world->self.role);
+    uint32_t instances = company_count(world->config, world->self.role);
     if (options->index >= instances) {
         actor_log(world, LOG_ERROR, "WORLD-INDEX",
                   "found index %u, allowed are 0 to %u as company says", options->index,

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../base/company.h"
 #include "state.h"
 
 static uint64_t dead_us(const actor_t *world)
@@ -65,7 +66,7 @@ static uint32_t count_peers(actor_t *world)
     for (role_t role = 0; role < ROLES_MAX; role++) {
         if (!link_between(role, world->self.role)) continue;
         world->first_peer[role] = count;
-        world->role_peers[role] = role_instances(world->config, role);
+        world->role_peers[role] = company_count(world->config, role);
         count += world->role_peers[role];
     }
     return count;
@@ -181,6 +182,12 @@ static bool parse_id(const uint8_t *id, size_t size, address_t *who)
         return true;
     }
     return false;
+}
+
+bool is_actor_id(const uint8_t *id, size_t size)
+{
+    address_t who;
+    return parse_id(id, size, &who);
 }
 
 peer_t *peer_of_id(actor_t *world, const uint8_t *id, size_t size)

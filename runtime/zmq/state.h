@@ -150,7 +150,6 @@ struct actor {
 
 /* ---- table.c: who is there by configuration ---- */
 const link_t *link_between(role_t a, role_t b);
-uint32_t role_instances(const config_t *config, role_t role);
 
 /* ---- links.c: sockets ---- */
 MUST_CHECK err_t links_open(actor_t *world);
@@ -177,6 +176,8 @@ void peers_close(actor_t *world);
 peer_t *peer_find(const actor_t *world, address_t who);
 /* The peer behind a routing id at our ROUTER; an unknown id becomes a client.  NULL: refused. */
 peer_t *peer_of_id(actor_t *world, const uint8_t *id, size_t size);
+/* Whether a routing id names an actor of the company, so that no client may use it. */
+bool is_actor_id(const uint8_t *id, size_t size);
 void peer_say_hello(actor_t *world, peer_t *peer);
 /* A message of a peer has come: hello, heartbeat, old lives are dealt with here, the rest is
  * delivered. */

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../base/company.h"
 #include "state.h"
 
 /* clang-format off */
@@ -22,27 +23,11 @@ const link_t *link_between(role_t a, role_t b)
     return NULL;
 }
 
-uint32_t role_instances(const config_t *config, role_t role)
-{
-    switch (role) {
-    case ROLE_client:
-        return 0;
-    case ROLE_ingress:
-        return (uint32_t)config->company.ingresses;
-    case ROLE_prefill_worker:
-        return (uint32_t)config->company.prefill_workers;
-    case ROLE_decode_worker:
-        return (uint32_t)config->company.decode_workers;
-    default:
-        return 1;
-    }
-}
-
 /* tcp: actors take ports in the order of roles.def. */
 static uint32_t port_of(const config_t *config, address_t who)
 {
     uint32_t port = (uint32_t)config->wire.base_port;
-    for (role_t role = 0; role < who.role; role++) port += role_instances(config, role);
+    for (role_t role = 0; role < who.role; role++) port += company_count(config, role);
     return port + who.index;
 }
 
