@@ -1,4 +1,5 @@
-/* actors/decode_worker.h - pulls a prompt's KV and generates, one step of all its requests at a time. */
+/* actors/decode_worker.h - pulls a prompt's KV and generates, one step of all its requests at a
+ * time. */
 #ifndef ACTORS_DECODE_WORKER_H
 #define ACTORS_DECODE_WORKER_H
 

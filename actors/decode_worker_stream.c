@@ -1,0 +1,314 @@
+/* actors/decode_worker_stream.c - steps of the decode worker, the tokens they give, and the blocks
+ * they fill.
+ *
+ * Every request that can go on has one row in every step.  A request whose tokens its ingress does
+ * not accept sits out until they are: that is the whole back-pressure.  Blocks that fill up are
+ * offered to the store, one offer at a time, so that a lost worker's answer, or the next question
+ * of a chat, finds them there.
+ */
+#include <string.h>
+
+#include "decode_worker_slot.h"
+
+enum { STEP_RETRIES_MAX = 8, STEP_SHARE = 8 };
+
+static const address_t kv_store = { ROLE_kv_store, 0 };
+
+/* ---- generated blocks
+ * ----------------------------------------------------------------------------- */
+
+void decode_stream_begin_keys(slot_t *slot, const msg_kv_open_t *open)
+{
+    uint32_t full = open->prompt_count / BLOCK_TOKENS;
+    slot->is_keyed = full > 0 && open->keys.size == (size_t)full * KEY_BYTES;
+    slot->keyed = slot->stored = full;
+    slot->tail_count = open->prompt_count % BLOCK_TOKENS;
+    const uint8_t *tokens = open->tokens.data;
+    memcpy(slot->tail, tokens + (size_t)full * BLOCK_TOKENS * 4, (size_t)slot->tail_count * 4);
+    if (slot->is_keyed) slot->keys[full - 1] = block_key_load(open->keys.data, full - 1);
+}
+
+/* One more token is known; a block's key can be made when its last one is. */
+static void extend_tail(decode_worker_t *self, slot_t *slot, uint32_t token)
+{
+    slot->tail[slot->tail_count++] = token;
+    if (slot->tail_count < BLOCK_TOKENS) return;
+    slot->tail_count = 0;
+    if (!slot->is_keyed) return;
+    invariant(slot->keyed > 0 && slot->keyed < slot->block_count);
+    slot->keys[slot->keyed] =
+        key_maker_next(self->key_maker, slot->keys[slot->keyed - 1], slot->tail);
+    slot->keyed += 1;
+}
+
+/* Blocks that have a key and whose every token was computed: all but the last known one were. */
+static uint32_t full_blocks(const slot_t *slot)
+{
+    uint32_t computed = slot->known > 0 ? (slot->known - 1) / BLOCK_TOKENS : 0;
+    return computed < slot->keyed ? computed : slot->keyed;
+}
+
+static bool has_offer(const decode_worker_t *self, const slot_t *slot)
+{
+    return slot->offer != 0 && offers_owner(&self->offers, slot->offer) != UINT32_MAX;
+}
+
+/* Is there anything left to offer, or on its way to the store? */
+static bool is_storing(const decode_worker_t *self, const actor_t *world, const slot_t *slot)
+{
+    bool is_up = actor_peer_epoch(world, kv_store) != 0;
+    return slot->is_sealing || has_offer(self, slot) ||
+           (is_up && slot->is_keyed && slot->stored < full_blocks(slot));
+}
+
+static void store_full(decode_worker_t *self, actor_t *world, slot_t *slot)
+{
+    uint32_t end = full_blocks(slot), count = end - slot->stored;
+    if (!slot->is_keyed || slot->stored >= end || slot->is_sealing || has_offer(self, slot)) return;
+    if (actor_peer_epoch(world, kv_store) == 0) return;
+    if (count > BLOCKS_PER_MESSAGE_MAX) count = BLOCKS_PER_MESSAGE_MAX;
+    job_t job = { .kind = JOB_SEAL,
+                  .slot = decode_worker_index_of(self, slot),
+                  .first = slot->stored,
+                  .count = count };
+    uint64_t id = jobs_open(&self->jobs, &job);
+    if (id == 0) return; /* tried again with the next step */
+    if (actor_pool_checksum(world, id, slot->blocks + slot->stored, count) != ERR_OK) {
+        (void)jobs_close(&self->jobs, id);
+        return;
+    }
+    slot->is_sealing = true;
+    slot->jobs += 1;
+}
+
+static void offer_blocks(decode_worker_t *self, actor_t *world, slot_t *slot, const job_t *job,
+                         const uint64_t *checksums)
+{
+    const uint32_t *blocks = slot->blocks + job->first;
+    const offer_t *offer = offers_open(&self->offers, &self->pool, blocks, job->count);
+    if (offer == NULL) return;
+    slot->offer = offer->id;
+    offers_bind(&self->offers, offer->id, job->slot, actor_now_us(world) + self->lease_us);
+    msg_t m;
+    msg_init(&m, MSG_store_offer);
+    msg_store_offer_t *out = &m.store_offer;
+    size_t key_bytes = (size_t)job->count * KEY_BYTES;
+    out->offer = offer->id;
+    out->blocks_count = out->checksums_count = job->count;
+    memcpy(out->blocks, blocks, job->count * sizeof *blocks);
+    memcpy(out->checksums, checksums, job->count * sizeof *checksums);
+    out->keys = (bytes_t){ slot->keys + job->first, key_bytes };
+    out->parents = (bytes_t){ slot->keys + job->first - 1, key_bytes };
+    if (decode_worker_say(world, kv_store, &m, slot) != ERR_OK)
+        (void)offers_close(&self->offers, &self->pool, offer->id);
+}
+
+void decode_stream_sealed(decode_worker_t *self, actor_t *world, slot_t *slot, const job_t *job,
+                          const msg_t *m)
+{
+    slot->is_sealing = false;
+    if (slot->transfer.state == TRANSFER_CLOSING) return;
+    invariant(job->first == slot->stored && job->first > 0);
+    slot->stored += job->count; /* it is only a cache: what fails now is not offered again */
+    if (m->pool_done.error == ERR_OK && m->pool_done.checksums_count == job->count)
+        offer_blocks(self, world, slot, job, m->pool_done.checksums);
+    decode_stream_tend(self, world, slot);
+}
+
+void decode_stream_on_store_taken(void *state, actor_t *world, const msg_t *m)
+{
+    decode_worker_t *self = state;
+    uint32_t owner = offers_owner(&self->offers, m->store_taken.offer);
+    if (!offers_close(&self->offers, &self->pool, m->store_taken.offer)) {
+        actor_count(world, METRIC_messages_stale_total, 1);
+        return;
+    }
+    invariant(owner < self->slot_max);
+    slot_t *slot = &self->slots[owner];
+    if (slot->offer != m->store_taken.offer) return;
+    slot->offer = 0;
+    decode_stream_tend(self, world, slot);
+    decode_worker_try_free(self, world, slot);
+}
+
+/* ---- tokens to ingress
+ * ---------------------------------------------------------------------------- */
+
+static void put(msg_tokens_t *tokens, const engine_result_t *result, bool has_logprobs)
+{
+    uint32_t at = tokens->ids_count++;
+    tokens->ids[at] = result->token;
+    if (!has_logprobs) return;
+    uint32_t top = tokens->top_ids_count;
+    tokens->top_count = result->top_count;
+    tokens->logprobs[at] = result->logprob;
+    tokens->logprobs_count = at + 1;
+    memcpy(tokens->top_ids + top, result->top_ids, result->top_count * sizeof *result->top_ids);
+    memcpy(tokens->top_logprobs + top, result->top_logprobs,
+           result->top_count * sizeof *result->top_logprobs);
+    tokens->top_ids_count = tokens->top_logprobs_count = top + result->top_count;
+}
+
+/* What waits, as one message; a change in the number of alternatives needs another.  False: the
+ * link is full. */
+static bool flush(actor_t *world, slot_t *slot)
+{
+    while (slot->outbox_count > 0) {
+        msg_t m;
+        msg_init(&m, MSG_tokens);
+        m.tokens.first_index = slot->total - slot->outbox_count;
+        uint32_t count = 0;
+        while (count < slot->outbox_count &&
+               slot->outbox[count].top_count == slot->outbox[0].top_count)
+            put(&m.tokens, &slot->outbox[count++], slot->has_logprobs);
+        address_t to = { ROLE_ingress, slot->ingress };
+        if (decode_worker_say(world, to, &m, slot) == ERR_OVERLOAD) return false;
+        slot->outbox_count -= count;
+        memmove(slot->outbox, slot->outbox + count, slot->outbox_count * sizeof *slot->outbox);
+    }
+    return true;
+}
+
+static bool say_finished(actor_t *world, slot_t *slot)
+{
+    msg_t m;
+    msg_init(&m, MSG_finished);
+    m.finished.reason = slot->reason;
+    m.finished.tokens = slot->total;
+    m.finished.reused = slot->reused;
+    return decode_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot) !=
+           ERR_OVERLOAD;
+}
+
+static bool is_end_token(const actor_t *world, const slot_t *slot, uint32_t token)
+{
+    const uint32_t *end_ids;
+    uint32_t end_count = actor_engine_end_tokens(world, &end_ids);
+    for (uint32_t i = 0; i < end_count && !slot->is_end_ignored; i++)
+        if (end_ids[i] == token) return true;
+    for (uint32_t i = 0; i < slot->stop_ids_count; i++)
+        if (slot->stop_ids[i] == token) return true;
+    return false;
+}
+
+static void end_text(decode_worker_t *self, actor_t *world, slot_t *slot, finish_t reason)
+{
+    slot->reason = reason;
+    slot->ending_until_us = actor_now_us(world) + self->lease_us;
+    transfer_move(&slot->transfer, TRANSFER_ENDING);
+}
+
+/* The next token of a stream: into the outbox, and the end if it is one. */
+static void accept(decode_worker_t *self, actor_t *world, slot_t *slot,
+                   const engine_result_t *result)
+{
+    invariant(slot->transfer.state == TRANSFER_DECODING);
+    invariant(slot->outbox_count < TOKENS_PER_MESSAGE_MAX);
+    slot->outbox[slot->outbox_count++] = *result;
+    slot->known += 1;
+    slot->total += 1;
+    extend_tail(self, slot, result->token);
+    if (is_end_token(world, slot, result->token))
+        end_text(self, world, slot, FINISH_STOP);
+    else if (slot->total >= slot->max_tokens || slot->known >= self->context_max ||
+             slot->known >= slot->block_count * BLOCK_TOKENS)
+        end_text(self, world, slot, FINISH_LENGTH);
+}
+
+void decode_stream_start(decode_worker_t *self, actor_t *world, slot_t *slot)
+{
+    transfer_move(&slot->transfer, TRANSFER_DECODING);
+    slot->known = slot->prompt_count;
+    slot->total = slot->generated;
+    actor_engine_append(world, decode_worker_index_of(self, slot), slot->first.token);
+    accept(self, world, slot, &slot->first);
+    decode_stream_tend(self, world, slot);
+}
+
+/* The request is told all, then waits for the store, at most for a lease, then goes. */
+void decode_stream_tend(decode_worker_t *self, actor_t *world, slot_t *slot)
+{
+    transfer_state_t state = slot->transfer.state;
+    if (state != TRANSFER_DECODING && state != TRANSFER_ENDING) return;
+    store_full(self, world, slot);
+    if (!flush(world, slot) || state == TRANSFER_DECODING) return;
+    if (!slot->is_finish_said) slot->is_finish_said = say_finished(world, slot);
+    bool is_waiting = is_storing(self, world, slot) && actor_now_us(world) < slot->ending_until_us;
+    if (slot->is_finish_said && !is_waiting) decode_worker_close(self, world, slot);
+}
+
+/* ---- steps
+ * ---------------------------------------------------------------------------------------- */
+
+void decode_stream_step(decode_worker_t *self, actor_t *world)
+{
+    if (self->row_count > 0 || !self->is_ready || actor_now_us(world) < self->retry_us) return;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < self->in_use && count < self->batch_max; i++) {
+        const slot_t *slot = &self->slots[self->order[i]];
+        if (slot->transfer.state != TRANSFER_DECODING ||
+            slot->outbox_count == TOKENS_PER_MESSAGE_MAX)
+            continue;
+        self->rows[count++] = (engine_row_t){
+            .slot = self->order[i], .first = slot->known - 1, .count = 1, .is_last = 1
+        };
+    }
+    if (count == 0 || actor_engine_step(world, self->step + 1, self->rows, count) != ERR_OK) return;
+    self->step += 1;
+    self->row_count = count;
+    for (uint32_t i = 0; i < count; i++) self->slots[self->rows[i].slot].is_in_step = true;
+}
+
+/* Nothing of a failed step counts.  While other ranks may come back it is done again; past the
+ * bound its requests fail and go on elsewhere. */
+static void on_step_failed(decode_worker_t *self, actor_t *world, err_t error)
+{
+    actor_count(world, METRIC_step_errors_total, 1);
+    self->retry_us = actor_now_us(world) + self->heartbeat_us;
+    bool is_over = error != ERR_EP_PEER || self->retries++ >= STEP_RETRIES_MAX;
+    if (is_over) self->retries = 0;
+    for (uint32_t i = 0; i < self->row_count; i++) {
+        slot_t *slot = &self->slots[self->rows[i].slot];
+        slot->is_in_step = false;
+        if (is_over && slot->transfer.state == TRANSFER_DECODING)
+            decode_worker_fail(self, world, slot, error);
+        decode_worker_try_free(self, world, slot);
+    }
+}
+
+static void take_results(decode_worker_t *self, actor_t *world, bytes_t results)
+{
+    for (size_t at = 0; at + sizeof(engine_result_t) <= results.size;
+         at += sizeof(engine_result_t)) {
+        engine_result_t result;
+        memcpy(&result, (const uint8_t *)results.data + at, sizeof result);
+        invariant(result.slot < self->slot_max && result.top_count <= TOP_LOGPROBS_MAX);
+        slot_t *slot = &self->slots[result.slot];
+        if (slot->is_in_step && slot->transfer.state == TRANSFER_DECODING && !result.is_prompt)
+            accept(self, world, slot, &result);
+    }
+}
+
+void decode_stream_on_engine_done(void *state, actor_t *world, const msg_t *m)
+{
+    decode_worker_t *self = state;
+    const msg_engine_done_t *done = &m->engine_done;
+    if (self->row_count == 0 || done->step != self->step) return;
+    if (done->error != ERR_OK) {
+        on_step_failed(self, world, (err_t)done->error);
+        self->row_count = 0;
+        return;
+    }
+    self->retries = 0;
+    take_results(self, world, done->results);
+    for (uint32_t i = 0; i < self->row_count; i++) {
+        slot_t *slot = &self->slots[self->rows[i].slot];
+        slot->is_in_step = false;
+        decode_stream_tend(self, world, slot);
+        decode_worker_try_free(self, world, slot);
+    }
+    self->row_count = 0;
+    self->step_us = (self->step_us * (STEP_SHARE - 1) + done->elapsed_us) / STEP_SHARE;
+    actor_count(world, METRIC_steps_total, 1);
+    actor_observe(world, METRIC_step_seconds, (double)done->elapsed_us * 1e-6);
+}
