@@ -87,6 +87,7 @@ static void configure(cluster_t *self)
     config->limits.requests_max = 256;
     config->limits.queue_max = self->options.is_calm ? 128 : (int64_t)cluster_between(self, 16, 64);
     config->limits.context_max = 1024;
+    config->limits.deadline_seconds = 12;
     config->prefill.kv_blocks = (int64_t)cluster_between(self, 20, 80);
     config->prefill.requests_max = (int64_t)cluster_between(self, 4, 16);
     config->prefill.chunk_tokens = 64 * (int64_t)cluster_between(self, 1, 6);
@@ -179,11 +180,19 @@ static void invite(cluster_t *self, uint64_t asked_us, bool is_late)
     client->max_tokens = (uint32_t)cluster_between(self, 1, 80);
     client->sampling = sampling_default;
     client->sampling.seed = cluster_random(self) >> 32;
-    if (cluster_chance(self, 0.3)) client->sampling.seed |= STUB_ENDING_SEED;
+    client->is_http = !self->options.has_fake_ingress && cluster_chance(self, 0.5);
+    /* JSON's numbers are too short for such a seed. */
+    if (!client->is_http && cluster_chance(self, 0.3)) client->sampling.seed |= STUB_ENDING_SEED;
     client->asked_us = asked_us;
     uint64_t time_us = is_late ? 30 * SECOND_US : cluster_between(self, SECOND_US, 12 * SECOND_US);
     if (self->options.is_calm) time_us = 30 * SECOND_US;
+    /* An HTTP request cannot name its deadline. */
+    if (client->is_http) time_us = (uint64_t)self->config.limits.deadline_seconds * SECOND_US;
     client->deadline_us = asked_us + time_us;
+    if (client->is_http)
+        self->browsers[client->number] = (http_client_t){ .journal = &self->journal,
+                                                          .client = client,
+                                                          .tokenizer = self->tokenizer };
     if (cluster_chance(self, 0.15))
         client->cancel_us = asked_us + cluster_below(self, 2 * SECOND_US);
 }
@@ -199,6 +208,10 @@ static void ask(void *context, uint64_t number)
 {
     cluster_t *self = context;
     client_t *client = &self->journal.clients[number];
+    if (client->is_http) {
+        http_client_ask(&self->browsers[number]);
+        return;
+    }
     address_t who = speaker(self, client);
     actor_t *world = sim_actor(self->sim, who);
     if (!world)
@@ -213,6 +226,10 @@ static void go_away(void *context, uint64_t number)
 {
     cluster_t *self = context;
     client_t *client = &self->journal.clients[number];
+    if (client->is_http) {
+        http_client_go_away(&self->browsers[number]);
+        return;
+    }
     address_t who = speaker(self, client);
     actor_t *world = sim_actor(self->sim, who);
     if (client->state != CLIENT_WAITING || !world) return;
@@ -293,11 +310,17 @@ cluster_result_t cluster_run(const cluster_options_t *options)
     self->options = *options;
     self->random_state = options->seed ^ 0xc0ffee;
     configure(self);
+    error_text_t why;
+    self->tokenizer = tokenizer_new(self->config.model.path, &why);
+    self->browsers = calloc(JOURNAL_MAX, sizeof *self->browsers);
+    invariant(self->tokenizer && self->browsers);
     build(self);
     live(self);
     cluster_result_t result;
     conclude(self, &result);
     sim_destroy(&self->sim);
+    tokenizer_destroy(&self->tokenizer);
+    free(self->browsers);
     free(self);
     return result;
 }

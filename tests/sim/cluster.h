@@ -3,6 +3,7 @@
 #ifndef TESTS_SIM_CLUSTER_H
 #define TESTS_SIM_CLUSTER_H
 
+#include "http_client.h"
 #include "journal.h"
 
 typedef struct {
@@ -40,6 +41,8 @@ typedef struct {
     config_t config;
     sim_t *sim;
     journal_t journal;
+    tokenizer_t *tokenizer;
+    http_client_t *browsers; /* by number of client */
     uint64_t random_state;
     health_t health[SIM_NODES_MAX];
     uint64_t heal_us;

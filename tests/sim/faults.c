@@ -46,6 +46,8 @@ static void bring_back(void *context, uint64_t number)
         sim_restart(self->sim, who);
     if (who.role == ROLE_ingress && self->options.has_fake_ingress)
         fake_ingress_attach(sim_state(self->sim, who), &self->journal);
+    if (who.role == ROLE_ingress)
+        self->journal.paused_us[who.index] += sim_now_us(self->sim) - self->health[number].since_us;
     self->health[number].since_us = 0;
     self->health[number].back_us = sim_now_us(self->sim);
 }
@@ -140,9 +142,9 @@ void faults_schedule(cluster_t *self)
 
 void faults_heal(cluster_t *self)
 {
+    for (uint32_t i = 0; i < sim_count(self->sim); i++) bring_back(self, i);
     sim_heal(self->sim);
     for (uint32_t i = 0; i < sim_count(self->sim); i++) {
-        sim_restart(self->sim, sim_address(self->sim, i));
         self->health[i] = (health_t){ .back_us = sim_now_us(self->sim) };
     }
 }

@@ -36,6 +36,13 @@ static bool is_allowed(err_t error)
     return error > ERR_OK && error < ERRORS_MAX && error_descs[error].http_status >= 400;
 }
 
+/* A second, the time that its ingress stood still, and, where the end travels as a message, the
+ * time in which a stuck connection is given up. */
+static uint64_t grace_us(const journal_t *self, const client_t *client)
+{
+    return 1000000 + self->paused_us[client->ingress] + (client->is_http ? 0 : 1500000);
+}
+
 void journal_end(journal_t *self, client_t *client, client_state_t state, err_t error)
 {
     bool is_open =
@@ -52,7 +59,7 @@ void journal_end(journal_t *self, client_t *client, client_state_t state, err_t 
     sim_note(self->sim, "client %u ends as %d, error %s, after %u tokens and %u attempts",
              client->number, (int)state, error_descs[error].name, client->answer_count,
              client->attempts);
-    if (client->ended_us > client->deadline_us + 1000000)
+    if (client->ended_us > client->deadline_us + grace_us(self, client))
         sim_fail(self->sim, "I1", "client %u ended %llu us after its deadline", client->number,
                  (unsigned long long)(client->ended_us - client->deadline_us));
     if (client->is_after_heal && state != CLIENT_CANCELLED)

@@ -25,6 +25,7 @@ typedef struct {
     sampling_t sampling;
     uint64_t asked_us, deadline_us; /* deadline: absolute */
     uint64_t cancel_us;             /* 0: never */
+    bool is_http;                   /* asks over HTTP, not by messages */
     bool is_after_heal;             /* nothing may go wrong with it */
     uint32_t answer_count;
     uint64_t ended_us;
@@ -36,6 +37,8 @@ typedef struct {
 typedef struct {
     sim_t *sim;
     uint32_t vocab, end_token;
+    uint64_t
+        paused_us[64]; /* how long each ingress stood still: nobody can end a request meanwhile */
     uint32_t count;
     client_t clients[JOURNAL_MAX];
 } journal_t;

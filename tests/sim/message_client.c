@@ -106,8 +106,8 @@ static void on_peer_down(void *state, actor_t *world, const msg_t *m)
     journal_t *journal = ((speaker_t *)state)->journal;
     for (uint32_t i = 0; i < journal->count; i++) {
         client_t *client = &journal->clients[i];
-        if (client->state == CLIENT_WAITING && client->ingress == m->peer_down.index &&
-            m->peer_down.role == ROLE_ingress)
+        if (client->state == CLIENT_WAITING && !client->is_http &&
+            client->ingress == m->peer_down.index && m->peer_down.role == ROLE_ingress)
             journal_end(journal, client, CLIENT_CUT, ERR_LOST);
     }
 }
