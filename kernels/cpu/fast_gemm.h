@@ -71,15 +71,32 @@ typedef struct {
 
 enum { BLOCK_FLOATS = K_BLOCK * PANEL, SUMS_FLOATS = GEMM_ROWS_MAX * PANEL };
 
+INLINE void expand_vectors(const tensor_t *w, size_t at, vector_t scale, float *out)
+{
+    UNROLL for (uint32_t v = 0; v < PANEL; v += LANES)
+    {
+        if (w->dtype == DTYPE_F32)
+            vector_store(out + v, vector_load((const float *)w->packed + at + v));
+        else if (w->dtype == DTYPE_BF16)
+            vector_store(out + v, vector_expand_bf16((const uint16_t *)w->packed + at + v));
+        else
+            vector_store(out + v, vector_expand_e4m3((const uint8_t *)w->packed + at + v) * scale);
+    }
+}
+
 /* Rows first .. first + depth of one panel, to `out` with `stride` floats from row to row. */
 static void expand_panel(const tensor_t *w, uint32_t panel, uint32_t first, uint32_t depth,
                          float *out, size_t stride)
 {
     const float *scales =
         w->scales ? w->scales + (size_t)(panel * PANEL / BLOCK_COLS) * w->scale_stride : NULL;
-    for (uint32_t k = first; k < first + depth; k++, out += stride)
-        expand(element(w->packed, w->dtype, ((size_t)panel * w->cols + k) * PANEL), w->dtype,
-               scales ? scales[k / BLOCK_COLS] : 1.0F, PANEL, out);
+    size_t at = ((size_t)panel * w->cols + first) * PANEL;
+    for (uint32_t k = first, end = first; k < first + depth;) {
+        vector_t scale = vector_set(scales ? scales[k / BLOCK_COLS] * 256.0F : 1.0F);
+        end = (k / BLOCK_COLS + 1) * BLOCK_COLS;
+        if (end > first + depth) end = first + depth;
+        for (; k < end; k++, at += PANEL, out += stride) expand_vectors(w, at, scale, out);
+    }
 }
 
 static void store_sums(const gemm_t *gemm, uint32_t col, uint32_t cols, const float *sums,
@@ -133,6 +150,13 @@ static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t l
     for (; panel < last; panel++) multiply_panels(gemm, panel, 1, block, block + BLOCK_FLOATS);
 }
 
+/* Copied rows lie a cache line further apart than they are long: a tile reads the same column of a
+ * dozen rows, which for widths like 2048 would all fall into one set of L1. */
+static size_t row_stride(uint32_t cols)
+{
+    return ((size_t)cols + LANES - 1) / LANES * LANES + 16;
+}
+
 int NAME(gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w)
 {
     if (!w->packed) return judge_gemm(q, out, x, w);
@@ -143,22 +167,22 @@ int NAME(gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_
     gemm_t gemm = { .out = out, .w = w };
     gemm.scratch =
         queue_take(q, (size_t)queue_threads(q) * (BLOCK_FLOATS + SUMS_FLOATS) * sizeof(float));
-    size_t step = GEMM_ROWS_MAX;
+    size_t step = x->rows < GEMM_ROWS_MAX ? x->rows : GEMM_ROWS_MAX, stride = row_stride(x->cols);
     float *rows = NULL;
-    if (x->dtype != DTYPE_F32) {
-        size_t room = queue_left(q) / ((size_t)x->cols * sizeof *rows + 1);
+    if (x->dtype != DTYPE_F32 || x->rows > WIDE_ROWS) {
+        size_t room = queue_left(q) / (stride * sizeof *rows);
         if (room < step) step = room;
-        rows = queue_take(q, step * x->cols * sizeof *rows);
+        rows = queue_take(q, step * stride * sizeof *rows);
     }
-    if (!gemm.scratch || step == 0) return ENOMEM;
+    if (!gemm.scratch || (step == 0 && x->rows != 0)) return ENOMEM;
     uint32_t panels = (w->rows + PANEL - 1) / PANEL;
     for (uint32_t first = 0; first < x->rows; first += (uint32_t)step) {
         gemm.first_row = first;
         gemm.rows = x->rows - first < step ? x->rows - first : (uint32_t)step;
         for (uint32_t r = 0; rows && r < gemm.rows; r++)
-            expand_activation_row(x, first + r, rows + (size_t)r * x->cols);
+            expand_activation_row(x, first + r, rows + r * stride);
         gemm.x = rows ? rows : row_f32(x, first);
-        gemm.x_stride = rows ? x->cols : x->stride;
+        gemm.x_stride = rows ? stride : x->stride;
         queue_share(q, panels, WIDE_PANELS, gemm_part, &gemm);
     }
     return 0;

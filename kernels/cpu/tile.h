@@ -57,10 +57,17 @@ static inline void multiply_narrow(tile_t tile, uint32_t rows)
         tile.a += NARROW_ROWS * tile.a_stride;
         tile.c += NARROW_ROWS * tile.c_stride;
     }
-    for (; rows >= 4; rows -= 4) {
+    if (NARROW_ROWS > 8 && rows >= 8) {
+        multiply_tile(&tile, NARROW_ROWS > 8 ? 8 : 1, NARROW_VECTORS);
+        tile.a += 8 * tile.a_stride;
+        tile.c += 8 * tile.c_stride;
+        rows -= 8;
+    }
+    if (rows >= 4) {
         multiply_tile(&tile, 4, NARROW_VECTORS);
         tile.a += 4 * tile.a_stride;
         tile.c += 4 * tile.c_stride;
+        rows -= 4;
     }
     if (rows == 3) multiply_tile(&tile, 3, NARROW_VECTORS);
     if (rows == 2) multiply_tile(&tile, 2, NARROW_VECTORS);

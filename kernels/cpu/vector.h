@@ -74,13 +74,13 @@ INLINE vector_t vector_expand_bf16(const uint16_t *from)
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-/* e4m3 bits moved into float16's places are the value times 2^-8, subnormals included. */
+/* e4m3 bits moved into float16's places are the value times 2^-8, subnormals included.  Extending
+ * the sign and clearing its lower copy puts it where it belongs. */
 INLINE vector_t vector_expand_e4m3(const uint8_t *from)
 {
-    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)from));
-    __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
-    __m256i rest = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7);
-    return _mm512_cvtph_ps(_mm256_or_si256(sign, rest));
+    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)from));
+    return _mm512_cvtph_ps(
+        _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(-0x4001)));
 }
 
 /* Zero where x is below `least`, y elsewhere. */
@@ -167,13 +167,12 @@ INLINE vector_t vector_expand_bf16(const uint16_t *from)
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
-/* e4m3 bits moved into float16's places are the value times 2^-8, subnormals included. */
+/* e4m3 bits moved into float16's places are the value times 2^-8, subnormals included.  Extending
+ * the sign and clearing its lower copy puts it where it belongs. */
 INLINE vector_t vector_expand_e4m3(const uint8_t *from)
 {
-    __m128i wide = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)from));
-    __m128i sign = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x80)), 8);
-    __m128i rest = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x7f)), 7);
-    return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
+    __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)from));
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(-0x4001)));
 }
 
 /* Zero where x is below `least`, y elsewhere. */
