@@ -68,8 +68,7 @@ static err_t init(void *state, actor_t *world)
     return ERR_OK;
 }
 
-/* ---- entries and the ledger
- * ----------------------------------------------------------------------- */
+/* ---- entries and the ledger ----------------------------------------------------------------- */
 
 static entry_t *find(decode_lb_t *self, request_id_t request)
 {
@@ -150,8 +149,7 @@ static void drop(decode_lb_t *self, entry_t *entry)
     self->free_head = (uint32_t)(entry - self->entries);
 }
 
-/* ---- what we say
- * ---------------------------------------------------------------------------------- */
+/* ---- what we say ---------------------------------------------------------------------------- */
 
 /* A refused send is a lost message: leases, probes and `held` heal it. */
 static err_t say(actor_t *world, role_t role, uint32_t index, msg_t *m, request_id_t request,
@@ -207,8 +205,7 @@ static void say_placed(decode_lb_t *self, actor_t *world, const entry_t *entry)
               entry->attempt);
 }
 
-/* ---- placing
- * -------------------------------------------------------------------------------------- */
+/* ---- placing -------------------------------------------------------------------------------- */
 
 static bool assign(decode_lb_t *self, actor_t *world, entry_t *entry)
 {
@@ -297,8 +294,7 @@ static void on_decode_request(void *state, actor_t *world, const msg_t *m)
     drain(self, world);
 }
 
-/* ---- what workers report
- * -------------------------------------------------------------------------- */
+/* ---- what workers report -------------------------------------------------------------------- */
 
 /* The worker a message comes from, while it is up; NONE otherwise. */
 static uint32_t sender(decode_lb_t *self, actor_t *world, const msg_t *m)
@@ -370,8 +366,7 @@ static void on_held(void *state, actor_t *world, const msg_t *m)
     adopt(self, world, m, worker);
 }
 
-/* ---- ingress
- * -------------------------------------------------------------------------------------- */
+/* ---- ingress -------------------------------------------------------------------------------- */
 
 static void on_cancel(void *state, actor_t *world, const msg_t *m)
 {
@@ -403,8 +398,7 @@ static void on_request_probe(void *state, actor_t *world, const msg_t *m)
               m->header.attempt);
 }
 
-/* ---- peers
- * ---------------------------------------------------------------------------------------- */
+/* ---- peers ---------------------------------------------------------------------------------- */
 
 static void lose_worker(decode_lb_t *self, actor_t *world, uint32_t worker)
 {
@@ -466,8 +460,7 @@ static void on_peer_up(void *state, actor_t *world, const msg_t *m)
     self->worker_epochs[index] = m->peer_up.peer_epoch;
 }
 
-/* ---- time
- * ----------------------------------------------------------------------------------------- */
+/* ---- time ----------------------------------------------------------------------------------- */
 
 static void expire(decode_lb_t *self, actor_t *world, uint64_t now)
 {
@@ -519,8 +512,7 @@ static void wake(void *state, actor_t *world)
     actor_wake_at(world, now + self->heartbeat_us);
 }
 
-/* ---- the class
- * ------------------------------------------------------------------------------------ */
+/* ---- the class ------------------------------------------------------------------------------ */
 
 static void check(const void *state)
 {

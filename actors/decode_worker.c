@@ -24,8 +24,7 @@ enum { HELD_PER_LEASE = 4, NONE = UINT32_MAX };
 
 static const address_t decode_lb = { ROLE_decode_lb, 0 };
 
-/* ---- start and stop
- * ------------------------------------------------------------------------------- */
+/* ---- start and stop ------------------------------------------------------------------------- */
 
 static void init_slots(decode_worker_t *self, actor_t *world)
 {
@@ -85,8 +84,7 @@ static void fini(void *state, actor_t *world)
     key_maker_destroy(&self->key_maker);
 }
 
-/* ---- what we say
- * ---------------------------------------------------------------------------------- */
+/* ---- what we say ---------------------------------------------------------------------------- */
 
 uint32_t decode_worker_index_of(const decode_worker_t *self, const slot_t *slot)
 {
@@ -159,8 +157,7 @@ static void say_held(decode_worker_t *self, actor_t *world)
     }
 }
 
-/* ---- the end of a request here
- * -------------------------------------------------------------------- */
+/* ---- the end of a request here -------------------------------------------------------------- */
 
 void decode_worker_try_free(decode_worker_t *self, actor_t *world, slot_t *slot)
 {
@@ -201,8 +198,7 @@ void decode_worker_fail(decode_worker_t *self, actor_t *world, slot_t *slot, err
     decode_worker_close(self, world, slot);
 }
 
-/* ---- a request is announced
- * ----------------------------------------------------------------------- */
+/* ---- a request is announced ----------------------------------------------------------------- */
 
 static slot_t *find(decode_worker_t *self, actor_t *world, const header_t *header)
 {
@@ -351,8 +347,7 @@ static void on_kv_open(void *state, actor_t *world, const msg_t *m)
     advance(self, world, slot);
 }
 
-/* ---- its blocks come over
- * ------------------------------------------------------------------------- */
+/* ---- its blocks come over ------------------------------------------------------------------- */
 
 /* One pull of a request at a time, so that what has landed is always a prefix. */
 static void pull(decode_worker_t *self, actor_t *world, slot_t *slot)
@@ -496,8 +491,7 @@ static void on_lease_renew(void *state, actor_t *world, const msg_t *m)
     }
 }
 
-/* ---- cancels and peers
- * ---------------------------------------------------------------------------- */
+/* ---- cancels and peers ---------------------------------------------------------------------- */
 
 static void on_cancel(void *state, actor_t *world, const msg_t *m)
 {
@@ -549,8 +543,7 @@ static void on_engine_ready(void *state, actor_t *world, const msg_t *m)
     say_load(self, world);
 }
 
-/* ---- time
- * ----------------------------------------------------------------------------------------- */
+/* ---- time ----------------------------------------------------------------------------------- */
 
 static void send_renewals(decode_worker_t *self, actor_t *world, uint32_t worker)
 {
@@ -629,8 +622,7 @@ static void turn(void *state, actor_t *world)
     decode_stream_step(state, world);
 }
 
-/* ---- the class
- * ------------------------------------------------------------------------------------ */
+/* ---- the class ------------------------------------------------------------------------------ */
 
 static void check(const void *state)
 {

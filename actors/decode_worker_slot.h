@@ -65,8 +65,7 @@ typedef struct {
     uint64_t lease_us, heartbeat_us;
 } decode_worker_t;
 
-/* ---- decode_worker.c: the request's life
- * ------------------------------------------------------------ */
+/* ---- decode_worker.c: the request's life ---------------------------------------------------- */
 
 uint32_t decode_worker_index_of(const decode_worker_t *self, const slot_t *slot);
 
@@ -82,8 +81,7 @@ void decode_worker_fail(decode_worker_t *self, actor_t *world, slot_t *slot, err
 /* Free a CLOSING slot if nothing uses its blocks any more. */
 void decode_worker_try_free(decode_worker_t *self, actor_t *world, slot_t *slot);
 
-/* ---- decode_worker_stream.c: steps, tokens, generated blocks
- * ---------------------------------------- */
+/* ---- decode_worker_stream.c: steps, tokens, generated blocks -------------------------------- */
 
 /* Prepare the chain of keys that continues the prompt's. */
 void decode_stream_begin_keys(slot_t *slot, const msg_kv_open_t *open);

@@ -14,8 +14,7 @@ enum { STEP_RETRIES_MAX = 8, STEP_SHARE = 8 };
 
 static const address_t kv_store = { ROLE_kv_store, 0 };
 
-/* ---- generated blocks
- * ----------------------------------------------------------------------------- */
+/* ---- generated blocks ----------------------------------------------------------------------- */
 
 void decode_stream_begin_keys(slot_t *slot, const msg_kv_open_t *open)
 {
@@ -131,8 +130,7 @@ void decode_stream_on_store_taken(void *state, actor_t *world, const msg_t *m)
     decode_worker_try_free(self, world, slot);
 }
 
-/* ---- tokens to ingress
- * ---------------------------------------------------------------------------- */
+/* ---- tokens to ingress ---------------------------------------------------------------------- */
 
 static void put(msg_tokens_t *tokens, const engine_result_t *result, bool has_logprobs)
 {
@@ -237,8 +235,7 @@ void decode_stream_tend(decode_worker_t *self, actor_t *world, slot_t *slot)
     if (slot->is_finish_said && !is_waiting) decode_worker_close(self, world, slot);
 }
 
-/* ---- steps
- * ---------------------------------------------------------------------------------------- */
+/* ---- steps ---------------------------------------------------------------------------------- */
 
 void decode_stream_step(decode_worker_t *self, actor_t *world)
 {

@@ -89,8 +89,7 @@ static err_t init(void *state, actor_t *world)
     return actor_pool_open(world, blocks);
 }
 
-/* ---- what prefill_lb is told
- * ---------------------------------------------------------------------- */
+/* ---- what prefill_lb is told ---------------------------------------------------------------- */
 
 /* A refused message leaves a gap in the versions, upon which prefill_lb asks for all. */
 static bool say_prefix(kv_store_t *self, actor_t *world, msg_type_t type, const void *keys,
@@ -148,8 +147,7 @@ static void on_prefix_sync(void *state, actor_t *world, const msg_t *m)
     sync_more(self, world); /* at least one message, empty if need be: it is the answer */
 }
 
-/* ---- offers
- * --------------------------------------------------------------------------------------- */
+/* ---- offers --------------------------------------------------------------------------------- */
 
 static void say_taken(actor_t *world, address_t to, uint64_t offer)
 {
@@ -301,8 +299,7 @@ static void on_pool_done(void *state, actor_t *world, const msg_t *m)
     next_offer(self, world);
 }
 
-/* ---- asks and leases
- * ------------------------------------------------------------------------------ */
+/* ---- asks and leases ------------------------------------------------------------------------ */
 
 static void release(kv_store_t *self, found_t *found)
 {
@@ -409,8 +406,7 @@ static void on_peer_down(void *state, actor_t *world, const msg_t *m)
             release(self, &self->found[i]);
 }
 
-/* ---- time
- * ----------------------------------------------------------------------------------------- */
+/* ---- time ----------------------------------------------------------------------------------- */
 
 static void wake(void *state, actor_t *world)
 {
@@ -428,8 +424,7 @@ static void wake(void *state, actor_t *world)
     actor_wake_at(world, now + self->heartbeat_us);
 }
 
-/* ---- the class
- * ------------------------------------------------------------------------------------ */
+/* ---- the class ------------------------------------------------------------------------------ */
 
 static void check(const void *state)
 {

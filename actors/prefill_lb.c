@@ -70,8 +70,7 @@ typedef struct {
     uint64_t lease_us, heartbeat_us;
 } prefill_lb_t;
 
-/* ---- start
- * ---------------------------------------------------------------------------------------- */
+/* ---- start ---------------------------------------------------------------------------------- */
 
 static void init_prefix(prefill_lb_t *self, actor_t *world, const config_t *config)
 {
@@ -125,8 +124,7 @@ static err_t init(void *state, actor_t *world)
     return ERR_OK;
 }
 
-/* ---- entries, queue and ledger
- * -------------------------------------------------------------------- */
+/* ---- entries, queue and ledger -------------------------------------------------------------- */
 
 static entry_t *find(prefill_lb_t *self, request_id_t request)
 {
@@ -248,8 +246,7 @@ static void drop(prefill_lb_t *self, entry_t *entry)
     forget(self, entry);
 }
 
-/* ---- what we say
- * ---------------------------------------------------------------------------------- */
+/* ---- what we say ---------------------------------------------------------------------------- */
 
 /* A refused send is a lost message: leases, probes and `held` heal it. */
 static err_t say(actor_t *world, role_t role, uint32_t index, msg_t *m, const header_t *about)
@@ -315,8 +312,7 @@ static err_t say_assign(actor_t *world, const entry_t *entry, const msg_submit_t
     return say(world, ROLE_prefill_worker, worker, &m, &header);
 }
 
-/* ---- placing
- * -------------------------------------------------------------------------------------- */
+/* ---- placing -------------------------------------------------------------------------------- */
 
 /* Fill in what each rank would make of this prompt; returns the leading blocks in the store.  The
  * last token is always computed, for it gives the logits. */
@@ -439,8 +435,7 @@ static void on_submit(void *state, actor_t *world, const msg_t *m)
     say_failed(world, ingress, &m->header, ERR_OVERLOAD);
 }
 
-/* ---- ingress
- * -------------------------------------------------------------------------------------- */
+/* ---- ingress -------------------------------------------------------------------------------- */
 
 static void on_cancel(void *state, actor_t *world, const msg_t *m)
 {
@@ -469,8 +464,7 @@ static void on_request_probe(void *state, actor_t *world, const msg_t *m)
     (void)say(world, ROLE_ingress, m->header.from.index, &answer, &m->header);
 }
 
-/* ---- what workers report
- * -------------------------------------------------------------------------- */
+/* ---- what workers report -------------------------------------------------------------------- */
 
 /* The worker a message comes from, while it is up; NONE otherwise. */
 static uint32_t sender(prefill_lb_t *self, actor_t *world, const msg_t *m)
@@ -570,8 +564,7 @@ static void on_held(void *state, actor_t *world, const msg_t *m)
     adopt(self, world, m, worker);
 }
 
-/* ---- the prefix index
- * ----------------------------------------------------------------------------- */
+/* ---- the prefix index ----------------------------------------------------------------------- */
 
 static uint32_t holder_of(const prefill_lb_t *self, address_t from)
 {
@@ -635,8 +628,7 @@ static void on_prefix_removed(void *state, actor_t *world, const msg_t *m)
         prefix_remove(&self->prefix, block_key_load(keys.data, i), holder);
 }
 
-/* ---- peers
- * ---------------------------------------------------------------------------------------- */
+/* ---- peers ---------------------------------------------------------------------------------- */
 
 /* A prompt that was computed has gone on: decode knows whether its KV arrived. */
 static void lose_worker(prefill_lb_t *self, actor_t *world, uint32_t index)
@@ -695,8 +687,7 @@ static void on_peer_up(void *state, actor_t *world, const msg_t *m)
     worker->epoch = m->peer_up.peer_epoch;
 }
 
-/* ---- time
- * ----------------------------------------------------------------------------------------- */
+/* ---- time ----------------------------------------------------------------------------------- */
 
 static void expire(prefill_lb_t *self, actor_t *world, uint64_t now)
 {
@@ -727,8 +718,7 @@ static void wake(void *state, actor_t *world)
     actor_wake_at(world, now + self->heartbeat_us);
 }
 
-/* ---- the class
- * ------------------------------------------------------------------------------------ */
+/* ---- the class ------------------------------------------------------------------------------ */
 
 static void check(const void *state)
 {
