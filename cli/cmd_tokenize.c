@@ -1,0 +1,97 @@
+/* cli/cmd_tokenize.c - troupe tokenize: text to ids and back. */
+#include <cjson/cJSON.h>
+#include <stdlib.h>
+
+#include "../runtime/model/tokenizer.h"
+#include "cli.h"
+#include "input.h"
+
+typedef struct {
+    const char *dir;
+    bool is_decode, is_plain;
+} tokenize_arguments_t;
+
+static const struct argp_option options[] = {
+    { "tokenizer", 't', "DIR", 0, "directory with tokenizer.json (default: models/tiny)", 0 },
+    { "decode", 'd', NULL, 0, "a JSON array of ids in, text out", 0 },
+    { "plain", 'p', NULL, 0, "text that spells a special token stays text", 0 },
+    { 0 },
+};
+
+static error_t parse(int key, char *value, struct argp_state *state)
+{
+    tokenize_arguments_t *self = state->input;
+    if (key == 't')
+        self->dir = value;
+    else if (key == 'd')
+        self->is_decode = true;
+    else if (key == 'p')
+        self->is_plain = true;
+    else
+        return ARGP_ERR_UNKNOWN;
+    return 0;
+}
+
+static int encode(tokenizer_t *tokenizer, const input_t *input, bool is_plain)
+{
+    uint32_t *ids = malloc((3 * input->size + 1) *
+                           sizeof *ids); /* a byte gives at most three ids: U+FFFD's bytes */
+    if (!ids) return EXIT_FAILED;
+    size_t count =
+        tokenizer_encode(tokenizer, input->text, input->size, !is_plain, ids, 3 * input->size);
+    putchar('[');
+    for (size_t i = 0; i < count; i++) printf("%s%u", i ? ", " : "", ids[i]);
+    puts("]");
+    free(ids);
+    return EXIT_OK;
+}
+
+static int decode(tokenizer_t *tokenizer, const input_t *input)
+{
+    cJSON *list = cJSON_ParseWithLength(input->text, input->size);
+    const cJSON *item;
+    detokenizer_t held = { .held_count = 0 };
+    char text[DETOKENIZER_EMIT_MAX];
+    int code = cJSON_IsArray(list) ? EXIT_OK : EXIT_FAILED;
+    cJSON_ArrayForEach(item, list)
+    {
+        bool is_id = cJSON_IsNumber(item) && item->valuedouble >= 0 &&
+                     item->valuedouble < tokenizer_vocab(tokenizer);
+        if (!is_id) code = EXIT_FAILED;
+        if (code) break;
+        size_t size = detokenizer_push(&held, tokenizer, (uint32_t)item->valuedouble, false, text,
+                                       sizeof text);
+        fwrite(text, 1, size, stdout);
+    }
+    fwrite(text, 1, detokenizer_finish(&held, text, sizeof text), stdout);
+    if (code)
+        complain("--decode needs a JSON array of ids from 0 to %u", tokenizer_vocab(tokenizer) - 1);
+    cJSON_Delete(list);
+    return code;
+}
+
+int cmd_tokenize(int count, char **arguments)
+{
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse,
+        .doc = "Text on standard input to token ids as a JSON array on standard output, or back.\v"
+               "Example: echo -n 'Hello there' | troupe tokenize --tokenizer models/tiny",
+    };
+    tokenize_arguments_t given = { .dir = "models/tiny" };
+    parse_options(&argp, count, arguments, &given);
+    error_text_t why;
+    tokenizer_t *tokenizer = tokenizer_new(given.dir, &why);
+    if (!tokenizer) {
+        complain("%s", why.text);
+        return EXIT_FAILED;
+    }
+    input_t input;
+    int code = EXIT_FAILED;
+    if (input_read(&input, stdin))
+        code =
+            given.is_decode ? decode(tokenizer, &input) : encode(tokenizer, &input, given.is_plain);
+    input_free(&input);
+    tokenizer_destroy(&tokenizer);
+    return code;
+}

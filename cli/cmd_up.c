@@ -1,0 +1,204 @@
+/* cli/cmd_up.c - troupe up: the whole company on this machine.
+ *
+ * This process is the supervisor.  What it was told (file and --set) is written as one file into
+ * the company's directory: its children read it, and so do `troupe status`, `chat` and `down`.  A
+ * thread watches until the company is ready and then says what to try.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../runtime/base/company.h"
+#include "../runtime/base/log.h"
+#include "../runtime/world.h"
+#include "cli.h"
+#include "company.h"
+
+typedef struct {
+    config_options_t config;
+    bool is_one_process;
+} up_arguments_t;
+
+enum { KEY_ONE_PROCESS = 256 };
+static const struct argp_option options[] = {
+    { "one-process", KEY_ONE_PROCESS, NULL, 0,
+      "all actors as threads of this process, for debugging", 0 },
+    { 0 },
+};
+
+static error_t parse(int key, char *value, struct argp_state *state)
+{
+    up_arguments_t *self = state->input;
+    (void)value;
+    if (key == ARGP_KEY_INIT)
+        state->child_inputs[0] = &self->config;
+    else if (key == KEY_ONE_PROCESS)
+        self->is_one_process = true;
+    else
+        return ARGP_ERR_UNKNOWN;
+    return 0;
+}
+
+/* ---- what is written into the directory
+ * ---------------------------------------------------------------- */
+
+/* Children and other commands may run elsewhere: paths become absolute. */
+static bool make_path_absolute(config_loaded_t *loaded)
+{
+    char *path = realpath(loaded->config.model.path, NULL);
+    if (!path || strlen(path) >= sizeof loaded->config.model.path) {
+        complain("model.path %s: %s", loaded->config.model.path,
+                 strerror(path ? ENAMETOOLONG : errno));
+        free(path);
+        return false;
+    }
+    snprintf(loaded->config.model.path, sizeof loaded->config.model.path, "%s", path);
+    free(path);
+    return true;
+}
+
+/* Mode 0600: the file may hold API keys. */
+static bool write_configuration(const config_loaded_t *loaded, const char *path)
+{
+    size_t size = config_show(loaded, NULL, 0);
+    char *text = malloc(size + 1);
+    if (!text) return false;
+    config_show(loaded, text, size + 1);
+    int descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    bool is_written = descriptor >= 0 && write(descriptor, text, size) == (ssize_t)size;
+    if (!is_written) complain("%s: %s", path, strerror(errno));
+    if (descriptor >= 0) close(descriptor);
+    free(text);
+    return is_written;
+}
+
+/* On a terminal the log would bury what a newcomer should read: it goes to a file beside the
+ * sockets. */
+static void choose_log(config_loaded_t *loaded, const char *configuration)
+{
+    if (loaded->config.log.file[0] || !is_terminal(stderr)) return;
+    int size = (int)strlen(configuration) - (int)strlen("company.yaml");
+    snprintf(loaded->config.log.file, sizeof loaded->config.log.file, "%.*stroupe.log", size,
+             configuration);
+}
+
+/* ---- until it is ready
+ * --------------------------------------------------------------------------------- */
+
+typedef struct {
+    const config_t *config;
+    atomic_bool is_over;
+} watch_t;
+
+static void print_ready(const config_t *config, double seconds)
+{
+    const char *bold = style(stdout, STYLE_BOLD), *plain = style(stdout, STYLE_PLAIN);
+    const char *listen = config->http.listen, *name = strrchr(config->model.path, '/');
+    const char *model = config->model.name[0] ? config->model.name
+                        : name                ? name + 1
+                                              : config->model.path;
+    printf("\n%sTroupe serves %s at http://%s%s (%u actors, ready after %.1f s)\n\nTry, in another "
+           "terminal:\n\n",
+           bold, model, listen, plain, company_size(config), seconds);
+    printf("  curl -N http://%s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+           "       -d '{\"messages\":[{\"role\":\"user\",\"content\":\"What is 946 - "
+           "23?\"}],\"stream\":true}'\n\n",
+           listen);
+    printf("  troupe chat\n\n");
+    printf("  python3 -c \"from openai import OpenAI; c = OpenAI(base_url='http://%s/v1', "
+           "api_key='none')\n"
+           "  print(c.chat.completions.create(model='%s', messages=[{'role': 'user', 'content': "
+           "'Count to 5.'}]).choices[0].message.content)\"\n\n",
+           listen, model);
+    if (config->log.file[0]) printf("The log is in %s. ", config->log.file);
+    printf("Ctrl-C stops everything.\n");
+    fflush(stdout);
+}
+
+static void *watch(void *argument)
+{
+    watch_t *self = argument;
+    uint64_t start_us = now_us();
+    uint32_t all = company_size(self->config), up = 0;
+    client_t *director = client_new(self->config, (address_t){ ROLE_director, 0 });
+    while (director && !atomic_load(&self->is_over)) {
+        cJSON *status = company_status(director, 200);
+        if (status) up = company_up_count(status);
+        cJSON_Delete(status);
+        progress_show(up < all ? "starting the actors" : "loading the model", up, all);
+        if (company_is_ready(self->config)) {
+            progress_clear();
+            print_ready(self->config, (double)(now_us() - start_us) / 1e6);
+            break;
+        }
+        usleep(50 * 1000);
+    }
+    client_destroy(&director);
+    return NULL;
+}
+
+/* ---- the command
+ * ----------------------------------------------------------------------------------------- */
+
+static err_t supervise(const config_loaded_t *loaded, const char *configuration,
+                       bool is_one_process)
+{
+    char program[4096];
+    ssize_t size = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (size < 0) return ERR_IO;
+    program[size] = 0;
+    watch_t watched = { .config = &loaded->config };
+    world_options_t world = {
+        .class = actor_classes[ROLE_supervisor],
+        .config = &loaded->config,
+        .program = program,
+        .config_file = configuration,
+        .is_one_process = is_one_process,
+    };
+    if (!served_model_key(&loaded->config, &world.model_key)) return ERR_MODEL;
+    pthread_t thread;
+    bool is_watched = pthread_create(&thread, NULL, watch, &watched) == 0;
+    err_t error = world_run(&world);
+    atomic_store(&watched.is_over, true);
+    if (is_watched) pthread_join(thread, NULL);
+    progress_clear();
+    return error;
+}
+
+int cmd_up(int count, char **arguments)
+{
+    static const struct argp_child children[] = { { &config_argp, 0, NULL, 0 }, { 0 } };
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse,
+        .children = children,
+        .doc = "Start the whole company on this machine, serve a model, and say what to try. "
+               "Ctrl-C stops everything in order.\v"
+               "Without options it serves models/tiny at http://127.0.0.1:8000. Example:\n"
+               "  troupe up --set model.path=/models/DeepSeek-V3 --set http.listen=127.0.0.1:9000",
+    };
+    up_arguments_t given = { .is_one_process = false };
+    char configuration[512];
+    parse_options(&argp, count, arguments, &given);
+    config_loaded_t *loaded = config_open(&given.config, false);
+    if (!loaded || !make_path_absolute(loaded)) return EXIT_CONFIGURATION;
+    if (!company_file(&loaded->config, configuration, sizeof configuration))
+        return EXIT_CONFIGURATION;
+    if (company_is_running(&loaded->config)) {
+        complain("a company already runs here (%s); `troupe down` stops it", configuration);
+        return EXIT_FAILED;
+    }
+    choose_log(loaded, configuration);
+    if (!open_log(&loaded->config) || !write_configuration(loaded, configuration))
+        return EXIT_CONFIGURATION;
+    err_t error = supervise(loaded, configuration, given.is_one_process);
+    unlink(configuration);
+    if (error)
+        complain("the company could not run: %s%s%s", error_descs[error].doc,
+                 loaded->config.log.file[0] ? "; see " : "", loaded->config.log.file);
+    return error ? EXIT_FAILED : EXIT_OK;
+}

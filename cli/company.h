@@ -1,0 +1,24 @@
+/* cli/company.h - the company that runs on this machine, as a command sees it. */
+#ifndef CLI_COMPANY_H
+#define CLI_COMPANY_H
+
+#include <cjson/cJSON.h>
+
+#include "client.h"
+
+/* The file where a running company keeps its effective configuration; false: no directory. */
+bool company_file(const config_t *config, char *path, size_t cap);
+
+/* Whether a supervisor holds the lock in the configuration's directory. */
+bool company_is_running(const config_t *config);
+
+/* Ask the director.  NULL: no answer within timeout_ms.  The caller deletes the object. */
+cJSON *company_status(client_t *director, int timeout_ms);
+
+/* How many actors of a status are up. */
+uint32_t company_up_count(const cJSON *status);
+
+/* Whether GET /ready at http.listen is answered 200 within a second. */
+bool company_is_ready(const config_t *config);
+
+#endif
