@@ -1,0 +1,195 @@
+/* tests/world/test_curve.c - on tcp only those who hold a key of the company are heard, and only
+ * under their own name. */
+#include "toy.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <zmq.h>
+
+#include "runtime/base/company.h"
+
+static const address_t ingress = { ROLE_ingress, 0 }, prefill_lb = { ROLE_prefill_lb, 0 };
+
+typedef struct {
+    config_t *config;
+    char keys[64];
+} scene_t;
+
+/* A certificate as `troupe keys` writes it (CZMQ's format), made by libzmq alone. */
+static void write_certificate(const char *path, mode_t mode)
+{
+    char public_key[41], secret_key[41], secret_path[300];
+    assert_int_equal(zmq_curve_keypair(public_key, secret_key), 0);
+    snprintf(secret_path, sizeof secret_path, "%s_secret", path);
+    for (int i = 0; i < 2; i++) {
+        FILE *file = fopen(i ? secret_path : path, "w");
+        assert_non_null(file);
+        fprintf(file, "metadata\ncurve\n    public-key = \"%s\"\n", public_key);
+        if (i) fprintf(file, "    secret-key = \"%s\"\n", secret_key);
+        assert_int_equal(fclose(file), 0);
+        assert_int_equal(chmod(i ? secret_path : path, mode), 0);
+    }
+}
+
+static void write_one(const scene_t *self, const char *role, uint32_t index)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s-%u.cert", self->keys, role, index);
+    write_certificate(path, 0600);
+}
+
+/* A port range that nobody else uses now: the kernel names its beginning. */
+static int free_port(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+    socklen_t size = sizeof address;
+    int descriptor = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(descriptor, (struct sockaddr *)&address, size), 0);
+    assert_int_equal(getsockname(descriptor, (struct sockaddr *)&address, &size), 0);
+    close(descriptor);
+    int port = ntohs(address.sin_port);
+    return port > 59000 ? port - 10000 : port;
+}
+
+static void scene_open(scene_t *self)
+{
+    self->config = toy_config();
+    self->config->wire.carrier = 1;
+    self->config->wire.base_port = free_port();
+    strcpy(self->keys, "/tmp/troupe-keys-XXXXXX");
+    assert_non_null(mkdtemp(self->keys));
+    snprintf(self->config->wire.keys, sizeof self->config->wire.keys, "%s", self->keys);
+    write_one(self, "client", 0);
+    for (role_t role = 0; role < ROLES_MAX; role++)
+        for (uint32_t i = 0; i < company_count(self->config, role); i++)
+            write_one(self, role_names[role], i);
+}
+
+static void scene_close(scene_t *self)
+{
+    DIR *directory = opendir(self->keys);
+    assert_non_null(directory);
+    for (struct dirent *entry; (entry = readdir(directory));)
+        (void)unlinkat(dirfd(directory), entry->d_name, 0);
+    closedir(directory);
+    assert_int_equal(rmdir(self->keys), 0);
+    toy_config_free(self->config);
+}
+
+static void read_key(const scene_t *self, const char *name, const char *field, char key[41])
+{
+    char path[256], line[256];
+    snprintf(path, sizeof path, "%s/%s", self->keys, name);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    key[0] = 0;
+    while (fgets(line, sizeof line, file)) {
+        char *value = strstr(line, field) ? strchr(line, '"') : NULL;
+        if (value) snprintf(key, 41, "%s", value + 1);
+    }
+    fclose(file);
+    assert_int_equal(strlen(key), 40);
+}
+
+/* If this failed, a company on several hosts could not speak at all. */
+static void test_curve_company_keys_messages_pass(void **state)
+{
+    scene_t scene;
+    scene_open(&scene);
+    toy_t *a = toy_start(scene.config, ingress, 1), *b = toy_start(scene.config, prefill_lb, 2);
+    assert_true(toy_wait(a, MSG_peer_up, 1) && toy_wait(b, MSG_peer_up, 1));
+    assert_int_equal(toy_send(a, prefill_lb, 1, 100), ERR_OK);
+    assert_true(toy_wait(b, MSG_cancel, 100));
+    assert_int_equal(toy_send(b, ingress, 1, 100), ERR_OK);
+    assert_true(toy_wait(a, MSG_cancel, 100));
+    assert_int_equal(toy_stop(a), ERR_OK);
+    assert_int_equal(toy_stop(b), ERR_OK);
+    scene_close(&scene);
+}
+
+/* Connect to prefill_lb as ingress.0 with these keys (NULL: without CURVE) and say hello and cancel
+ * for two seconds. */
+static void intrude(const scene_t *scene, const char *public_key, const char *secret_key)
+{
+    char endpoint[256], server_key[41];
+    uint8_t buf[512];
+    int linger_ms = 0;
+    void *context = zmq_ctx_new(), *socket = zmq_socket(context, ZMQ_DEALER);
+    read_key(scene, "prefill_lb-0.cert", "public-key", server_key);
+    assert_true(world_endpoint(scene->config, prefill_lb, endpoint, sizeof endpoint) > 0);
+    assert_int_equal(zmq_setsockopt(socket, ZMQ_ROUTING_ID, "ingress.0", 9), 0);
+    assert_int_equal(zmq_setsockopt(socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms), 0);
+    if (public_key) {
+        assert_int_equal(zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, server_key, 41), 0);
+        assert_int_equal(zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, public_key, 41), 0);
+        assert_int_equal(zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, secret_key, 41), 0);
+    }
+    assert_int_equal(zmq_connect(socket, endpoint), 0);
+    for (int i = 0; i < 20; i++) {
+        msg_t m;
+        msg_init(&m, i == 0 ? MSG_hello : MSG_cancel);
+        m.header.epoch = 1;
+        if (i == 0) m.hello.role = ROLE_ingress;
+        size_t size = msg_encode(&m, buf, sizeof buf);
+        (void)zmq_send(socket, buf, size, ZMQ_DONTWAIT);
+        usleep(50000);
+    }
+    (void)zmq_close(socket);
+    (void)zmq_ctx_term(context);
+}
+
+/* If this failed, whoever reaches a port could give orders to the company. */
+static void test_curve_unknown_borrowed_or_no_key_is_refused(void **state)
+{
+    scene_t scene;
+    char public_key[41], secret_key[41];
+    scene_open(&scene);
+    toy_t *b = toy_start(scene.config, prefill_lb, 2);
+    intrude(&scene, NULL, NULL);
+    assert_int_equal(zmq_curve_keypair(public_key, secret_key), 0);
+    intrude(&scene, public_key, secret_key);
+    /* A key of the company, but not ingress's: kv_store may not speak as ingress.0. */
+    read_key(&scene, "kv_store-0.cert", "public-key", public_key);
+    read_key(&scene, "kv_store-0.cert_secret", "secret-key", secret_key);
+    intrude(&scene, public_key, secret_key);
+    assert_int_equal(toy_count(b, MSG_peer_up), 0);
+    assert_int_equal(toy_count(b, MSG_cancel), 0);
+    /* Proof that the intruder would have been heard: the same with ingress's own key. */
+    read_key(&scene, "ingress-0.cert", "public-key", public_key);
+    read_key(&scene, "ingress-0.cert_secret", "secret-key", secret_key);
+    intrude(&scene, public_key, secret_key);
+    assert_int_equal(toy_count(b, MSG_peer_up), 1);
+    assert_true(toy_count(b, MSG_cancel) > 0);
+    assert_int_equal(toy_stop(b), ERR_OK);
+    scene_close(&scene);
+}
+
+/* If this failed, a company without keys, or with keys that others can read, would believe itself
+ * safe. */
+static void test_curve_missing_or_open_secret_is_refused(void **state)
+{
+    scene_t scene;
+    char path[256];
+    actor_class_t class;
+    scene_open(&scene);
+    toy_class(&class, ROLE_prefill_lb);
+    world_options_t options = { .class = &class, .config = scene.config, .epoch = 3 };
+    class.init = NULL;
+    snprintf(path, sizeof path, "%s/prefill_lb-0.cert_secret", scene.keys);
+    assert_int_equal(chmod(path, 0644), 0);
+    assert_int_equal(world_run(&options), ERR_CONFIG);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(world_run(&options), ERR_CONFIG);
+    scene_close(&scene);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_curve_company_keys_messages_pass),
+        cmocka_unit_test(test_curve_unknown_borrowed_or_no_key_is_refused),
+        cmocka_unit_test(test_curve_missing_or_open_secret_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
