@@ -224,6 +224,7 @@ static void advance_stop(supervisor_t *self, actor_t *world)
     }
     /* Pid 0 is the supervisor itself: nobody else would end it when restarts did not help. */
     if (self->is_hopeless) actor_process_stop(world, 0, false);
+    self->is_hopeless = false;
 }
 
 static void begin_stop(supervisor_t *self, actor_t *world, uint64_t drain_us)

@@ -198,13 +198,16 @@ static void test_director_largest_company_is_answered_without_metrics(void **sta
     msg_t m;
     msg_init(&m, MSG_report);
     m.report.values_count = metrics_slot_count();
-    for (uint32_t i = 0; i < m.report.values_count; i++) m.report.values[i] = 1.0 / (i + 3);
+    for (uint32_t i = 0; i < m.report.values_count; i++) m.report.values[i] = -1e-200 / (i + 3);
     for (u32 i = 0; i < 256; i++) {
         for (int is_decode = 0; is_decode < 2; is_decode++) {
             m.report.role = is_decode ? ROLE_decode_worker : ROLE_prefill_worker;
             m.report.index = i;
             fake_tell(world, (address_t){ (role_t)m.report.role, i }, &m);
         }
+        if (i >= 64) continue;
+        m.report.role = ROLE_ingress;
+        fake_tell(world, (address_t){ ROLE_ingress, i }, &m);
     }
     cJSON *status = ask(world);
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(status, "actors")), 582);
