@@ -71,7 +71,7 @@ typedef struct {
     generate_answer_t *answer;
     request_id_t request;
     bool is_reasoning; /* what was printed last */
-    bool has_printed;
+    bool has_printed, has_answer;
 } stream_t;
 
 static err_t submit(client_t *ingress, stream_t *stream, const generate_request_t *request)
@@ -114,10 +114,15 @@ static void keep(generate_answer_t *answer, bytes_t text)
 
 static void print_part(stream_t *stream, bytes_t part, bool is_reasoning)
 {
-    if (part.size == 0 || (is_reasoning && stream->options->is_thinking_hidden)) return;
+    const char *at = part.data, *end = at + part.size;
+    /* Models put empty lines between reasoning and answer; people need one line break. */
+    if (!is_reasoning && !stream->has_answer)
+        while (at < end && *at == '\n') at++;
+    if (at == end || (is_reasoning && stream->options->is_thinking_hidden)) return;
+    stream->has_answer |= !is_reasoning;
     if (stream->has_printed && stream->is_reasoning && !is_reasoning) fputs("\n", stdout);
     fputs(style(stdout, is_reasoning ? STYLE_DIM : STYLE_PLAIN), stdout);
-    fwrite(part.data, 1, part.size, stdout);
+    fwrite(at, 1, (size_t)(end - at), stdout);
     if (is_reasoning) fputs(style(stdout, STYLE_PLAIN), stdout);
     fflush(stdout);
     stream->is_reasoning = is_reasoning;

@@ -7,13 +7,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 /* cmocka needs the four above first. */
 #include <cmocka.h>
 
 #include <cjson/cJSON.h>
+#include <malloc.h>
+#include <unistd.h>
 
 #include "runtime/model/tokenizer.h"
+#include "runtime/model/tokenizer_utf8.h"
 
 #define TINY        SOURCE_DIR "/models/tiny"
 #define DEEPSEEK_V3 SOURCE_DIR "/../shared/tokenizers/deepseek_v3"
@@ -22,6 +24,7 @@
 enum { IDS_MAX = 1 << 16, CASES = 427 };
 static uint32_t ids[IDS_MAX];
 static char text[1 << 20];
+static bool is_data_missing; /* the program then ends with 77, which CTest can tell from success */
 
 static char *read_whole(const char *path, size_t *size)
 {
@@ -114,11 +117,267 @@ static void test_tokenizer_tiny_golden_matches_hf(void **state)
 static void test_tokenizer_deepseek_v3_golden_matches_hf(void **state)
 {
     (void)state;
+    if (access(DEEPSEEK_V3 "/tokenizer.json", R_OK) != 0) {
+        printf("%s/tokenizer.json is missing: this test cannot run\n", DEEPSEEK_V3);
+        is_data_missing = true;
+        skip();
+    }
     tokenizer_t *tokenizer = load(DEEPSEEK_V3);
     assert_int_equal(tokenizer_vocab(tokenizer), 128815);
+    assert_int_equal(tokenizer_id(tokenizer, "<｜User｜>", strlen("<｜User｜>")), 128803);
     check_golden(tokenizer, "deepseek_v3");
     check_golden(tokenizer, "deepseek_v3");
     tokenizer_destroy(&tokenizer);
+}
+
+/* ---- the incremental detokeniser
+ * ------------------------------------------------------------------------ */
+
+/* Push all ids one by one, checking that every emission is valid UTF-8 by itself. */
+static size_t push_all(const tokenizer_t *tokenizer, const uint32_t *from, size_t count, char *out)
+{
+    detokenizer_t held = { .held_count = 0 };
+    size_t size = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t more = detokenizer_push(&held, tokenizer, from[i], i % 2 == 0, out + size,
+                                       DETOKENIZER_EMIT_MAX);
+        assert_true(more <= DETOKENIZER_EMIT_MAX);
+        assert_int_equal(utf8_valid_size((const uint8_t *)out + size, more), more);
+        size += more;
+    }
+    return size + detokenizer_finish(&held, out + size, DETOKENIZER_EMIT_MAX);
+}
+
+/* If it failed, a stream would show broken characters, or other text than the whole answer. */
+static void test_detokenizer_any_ids_equal_whole_decode(void **state)
+{
+    (void)state;
+    static char whole[1 << 16], pushed[1 << 16];
+    tokenizer_t *tokenizer = load(TINY);
+    for (int trial = 0; trial < 2000; trial++) {
+        uint32_t list[48], count = random_below(48) + 1;
+        /* Small ids are single bytes: most sequences are broken somewhere. */
+        for (uint32_t i = 0; i < count; i++) list[i] = random_below(trial % 2 ? 260 : 4200);
+        for (uint32_t i = 0; i < count; i++)
+            if (i % 2 == 0 && list[i] < 3)
+                list[i] = 5; /* push_all skips special tokens at even places */
+        size_t size = tokenizer_decode(tokenizer, list, count, false, whole, sizeof whole);
+        assert_true(size <= sizeof whole);
+        assert_int_equal(utf8_valid_size((const uint8_t *)whole, size), size);
+        assert_int_equal(push_all(tokenizer, list, count, pushed), size);
+        assert_memory_equal(whole, pushed, size);
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, end tokens would be printed, or markers like </think> lost. */
+static void test_decode_skip_special_leaves_out_only_special_tokens(void **state)
+{
+    (void)state;
+    tokenizer_t *tokenizer = load(TINY);
+    static const uint32_t list[] = { 0, 4082, 1466, 4085, 999999, 1 };
+    text[tokenizer_decode(tokenizer, list, 6, true, text, sizeof text - 1)] = 0;
+    assert_string_equal(text, "<｜User｜>Hello</think>");
+    text[tokenizer_decode(tokenizer, list, 6, false, text, sizeof text - 1)] = 0;
+    assert_string_equal(text,
+                        "<｜begin▁of▁sentence｜><｜User｜>Hello</think><｜end▁of▁sentence｜>");
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, a buffer that is too small would be overrun, or end inside a character. */
+static void test_decode_small_buffer_holds_whole_characters(void **state)
+{
+    (void)state;
+    static const char sample[] = "aé深度👩 x";
+    char out[64];
+    tokenizer_t *tokenizer = load(TINY);
+    size_t count = tokenizer_encode(tokenizer, sample, sizeof sample - 1, false, ids, IDS_MAX);
+    for (size_t cap = 0; cap < sizeof sample - 1; cap++) {
+        memset(out, '#', sizeof out);
+        assert_int_equal(tokenizer_decode(tokenizer, ids, count, false, out, cap),
+                         sizeof sample - 1);
+        size_t written = 0;
+        while (written < cap && out[written] != '#') written++;
+        assert_int_equal(utf8_valid_size((const uint8_t *)out, written), written);
+        assert_memory_equal(out, sample, written);
+        assert_int_equal(out[cap], '#');
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
+/* ---- hostile texts
+ * ---------------------------------------------------------------------------------------- */
+
+/* If it failed, bytes that are not UTF-8 would crash the tokenizer or give other ids than HF's
+ * lossy reading: one U+FFFD per maximal subpart, as Python's decode(errors="replace") does. */
+static void test_encode_invalid_utf8_is_read_with_replacements(void **state)
+{
+    (void)state;
+    static const char *const pairs[][2] = {
+        { "a\xff"
+          "b",
+          "a\xef\xbf\xbd"
+          "b" },
+        { "\xe6\xb7", "\xef\xbf\xbd" },
+        { "\xe6\xb7"
+          "a",
+          "\xef\xbf\xbd"
+          "a" },
+        { "\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd" },
+        { "\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" },
+        { "\xf0\x9f\x91", "\xef\xbf\xbd" },
+        { "\xf0\x9f\x91\xf0\x9f\x91\xa9", "\xef\xbf\xbd\xf0\x9f\x91\xa9" },
+        { "\xf4\x90\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" },
+        { "\xe0\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" },
+    };
+    static uint32_t other[256];
+    tokenizer_t *tokenizer = load(TINY);
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        size_t count =
+            tokenizer_encode(tokenizer, pairs[i][0], strlen(pairs[i][0]), true, ids, IDS_MAX);
+        assert_int_equal(
+            tokenizer_encode(tokenizer, pairs[i][1], strlen(pairs[i][1]), true, other, 256), count);
+        assert_memory_equal(ids, other, count * sizeof *ids);
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, one request with a long word without spaces would stop an ingress for minutes:
+ * merging must be O(n log n).  A quadratic merge of a megabyte would run into the test's time
+ * limit. */
+static void test_encode_megabyte_word_is_not_quadratic(void **state)
+{
+    (void)state;
+    enum { SIZE = 1 << 20 };
+    static char word[SIZE], back[SIZE];
+    static uint32_t many[SIZE];
+    static const char *const kinds[] = {
+        "a", "abcdefghij", "<", "<｜", " ", "深", "0", "!?", "\n"
+    };
+    tokenizer_t *tokenizer = load(TINY);
+    for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++) {
+        size_t unit = strlen(kinds[kind]), size = SIZE / unit * unit;
+        for (size_t at = 0; at < size; at += unit) memcpy(word + at, kinds[kind], unit);
+        size_t count = tokenizer_encode(tokenizer, word, size, true, many, SIZE);
+        assert_true(count > 0 && count <= SIZE);
+        assert_int_equal(tokenizer_decode(tokenizer, many, count, false, back, SIZE), size);
+        assert_memory_equal(word, back, size);
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, any text at all could come back changed. */
+static void test_encode_random_bytes_round_trip_as_repaired_text(void **state)
+{
+    (void)state;
+    static const uint8_t usual[] = " aZ9.<\n\xc3\xa9\xe6\xb7\xb1";
+    static uint8_t bytes[300];
+    static char repaired[1000], back[1000];
+    tokenizer_t *tokenizer = load(TINY);
+    for (int trial = 0; trial < 2000; trial++) {
+        size_t size = random_below(sizeof bytes);
+        for (size_t i = 0; i < size; i++)
+            bytes[i] =
+                trial % 2 ? (uint8_t)random_below(256) : usual[random_below(sizeof usual - 1)];
+        size_t wanted = utf8_repair(bytes, size, repaired, sizeof repaired);
+        size_t count =
+            tokenizer_encode(tokenizer, (const char *)bytes, size, trial % 3 == 0, ids, IDS_MAX);
+        assert_int_equal(tokenizer_decode(tokenizer, ids, count, false, back, sizeof back), wanted);
+        assert_memory_equal(back, repaired, wanted);
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, a user could write a special token. */
+static void test_encode_special_token_without_permission_stays_text(void **state)
+{
+    (void)state;
+    static const char sample[] = "x<｜User｜>y";
+    tokenizer_t *tokenizer = load(TINY);
+    uint32_t user = tokenizer_id(tokenizer, "<｜User｜>", strlen("<｜User｜>"));
+    assert_int_equal(user, 4082);
+    size_t count = tokenizer_encode(tokenizer, sample, sizeof sample - 1, true, ids, IDS_MAX);
+    assert_int_equal(count, 3);
+    assert_int_equal(ids[1], user);
+    count = tokenizer_encode(tokenizer, sample, sizeof sample - 1, false, ids, IDS_MAX);
+    for (size_t i = 0; i < count; i++) assert_true(ids[i] != user);
+    text[tokenizer_decode(tokenizer, ids, count, false, text, sizeof text - 1)] = 0;
+    assert_string_equal(text, sample);
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, an actor would allocate while it serves. */
+static void test_encode_after_reserve_does_not_allocate(void **state)
+{
+    (void)state;
+    tokenizer_t *tokenizer = load(TINY);
+    assert_true(tokenizer_reserve(tokenizer, sizeof text));
+    memset(text, 'q', sizeof text);
+    struct mallinfo2 before = mallinfo2();
+    tokenizer_encode(tokenizer, text, sizeof text, true, ids, IDS_MAX);
+    memset(text, 0xff, sizeof text);
+    tokenizer_encode(tokenizer, text, sizeof text, true, ids, IDS_MAX);
+    struct mallinfo2 after = mallinfo2();
+    assert_int_equal(before.uordblks, after.uordblks);
+    assert_int_equal(before.hblkhd, after.hblkhd);
+    tokenizer_destroy(&tokenizer);
+}
+
+/* ---- hostile files
+ * ---------------------------------------------------------------------------------------- */
+
+/* Replace the first occurrence of one text in tiny's file and load that. */
+static void check_changed_file(const char *from, const char *to, const char *part)
+{
+    size_t size;
+    error_text_t why = { "" };
+    char *json = read_whole(TINY "/tokenizer.json", &size), *at = strstr(json, from);
+    if (!at) fail_msg("\"%s\" is not in the file", from);
+    memmove(at + strlen(to), at + strlen(from), size - (size_t)(at - json) - strlen(from) + 1);
+    memcpy(at, to, strlen(to));
+    tokenizer_t *tokenizer = tokenizer_new_from_memory(json, strlen(json), &why);
+    assert_null(tokenizer);
+    if (!strstr(why.text, part)) fail_msg("\"%s\" does not say \"%s\"", why.text, part);
+    free(json);
+}
+
+/* If it failed, a file that we do not understand would be served with wrong ids instead of being
+ * refused. */
+static void test_load_unknown_parts_are_refused_by_name(void **state)
+{
+    (void)state;
+    check_changed_file("\"BPE\"", "\"Unigram\"", "found Unigram; allowed is BPE");
+    check_changed_file("\"Isolated\"", "\"Removed\"", "behavior Isolated");
+    check_changed_file("\"Split\"", "\"Digits\"", "found Digits");
+    check_changed_file("\\\\p{N}{1,3}", "(\\\\p{N}", "pattern 0: missing closing parenthesis");
+    check_changed_file("\\\\p{N}{1,3}", "[\\\\S]", "without \\S in a class");
+    check_changed_file("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}", "found NFC");
+    check_changed_file("\"byte_fallback\": false", "\"byte_fallback\": true",
+                       "model.byte_fallback");
+    check_changed_file("\"lstrip\": false", "\"lstrip\": true", "lstrip");
+    check_changed_file("\"id\": 0", "\"id\": 7.5", "entry 0 needs content and an id");
+    check_changed_file("\"id\": 0", "\"id\": 9", "id 9 is taken");
+    check_changed_file("\"id\": 0", "\"id\": 99999999", "from 0 to 1048575");
+    check_changed_file("\"merges\"", "\"mergez\"", "merges (an array)");
+    check_changed_file("\"!\":", "\"zzzzqq\":", "no token for byte 0x21");
+}
+
+/* If it failed, a cut file would be read past its end. */
+static void test_load_truncated_file_is_refused(void **state)
+{
+    (void)state;
+    size_t size;
+    error_text_t why;
+    char *json = read_whole(TINY "/tokenizer.json", &size);
+    for (size_t cut = 0; cut < size; cut += 1 + size / 40) {
+        char *exact = malloc(cut + 1); /* so that a sanitizer sees the end */
+        memcpy(exact, json, cut);
+        assert_null(tokenizer_new_from_memory(exact, cut, &why));
+        free(exact);
+    }
+    free(json);
+    assert_null(tokenizer_new("/nonexistent", &why));
+    assert_non_null(strstr(why.text, "No such file"));
 }
 
 int main(void)
@@ -126,6 +385,17 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tokenizer_tiny_golden_matches_hf),
         cmocka_unit_test(test_tokenizer_deepseek_v3_golden_matches_hf),
+        cmocka_unit_test(test_detokenizer_any_ids_equal_whole_decode),
+        cmocka_unit_test(test_decode_skip_special_leaves_out_only_special_tokens),
+        cmocka_unit_test(test_decode_small_buffer_holds_whole_characters),
+        cmocka_unit_test(test_encode_invalid_utf8_is_read_with_replacements),
+        cmocka_unit_test(test_encode_megabyte_word_is_not_quadratic),
+        cmocka_unit_test(test_encode_random_bytes_round_trip_as_repaired_text),
+        cmocka_unit_test(test_encode_special_token_without_permission_stays_text),
+        cmocka_unit_test(test_encode_after_reserve_does_not_allocate),
+        cmocka_unit_test(test_load_unknown_parts_are_refused_by_name),
+        cmocka_unit_test(test_load_truncated_file_is_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    return failed == 0 && is_data_missing ? 77 : failed;
 }
