@@ -101,44 +101,99 @@ static void peer_up(sim_t *self, direction_t *way, uint64_t epoch)
     tell_peer(self, way, MSG_peer_up, epoch);
 }
 
+static direction_t *back(const direction_t *way)
+{
+    return &way->link->ways[way == &way->link->ways[0]];
+}
+
+/* A hello that does not name our life says "I do not know you (any more)": it is answered, and if
+ * we thought that peer up, everything in between was lost. */
+static bool hear_hello(sim_t *self, direction_t *way, const msg_t *m)
+{
+    uint64_t epoch = m->header.epoch, to_epoch = m->header.to_epoch;
+    if (epoch < way->epoch_seen || (to_epoch && to_epoch != way->to->epoch)) return false;
+    if (way->epoch && (way->epoch != epoch || to_epoch == 0)) peer_down(self, way);
+    bool was_up = way->epoch == epoch;
+    way->epoch = epoch; /* our answer names the life it answers */
+    if (to_epoch == 0) link_hello(self, back(way));
+    if (!was_up) peer_up(self, way, epoch);
+    return true;
+}
+
 bool link_hear(sim_t *self, direction_t *way, const msg_t *m)
 {
-    uint64_t epoch = m->header.epoch;
-    if (epoch < way->epoch_seen) return false;
-    if (m->type == MSG_hello) {
-        /* A new greeting means a new connection: whatever the old one carried may be lost. */
-        peer_down(self, way);
-        peer_up(self, way, epoch);
+    if (m->type == MSG_hello) return hear_hello(self, way, m);
+    bool is_foreign = m->header.to_epoch && m->header.to_epoch != way->to->epoch;
+    bool is_known = way->epoch != 0 && way->epoch == m->header.epoch;
+    if (!is_foreign && is_known) {
+        way->heard_us = self->now_us;
         return true;
     }
-    if (epoch > way->epoch_seen) return false; /* it has not said hello */
-    if (way->epoch == 0) peer_up(self, way, epoch);
-    way->heard_us = self->now_us;
-    return true;
+    /* It still takes us for up: ask, but let the answer come before asking again. */
+    uint64_t wait_us = (uint64_t)self->config.timing.dead_ms * 500;
+    if (way->epoch == 0 && self->now_us - way->asked_us > wait_us) link_hello(self, back(way));
+    return false;
 }
 
 void link_notice(sim_t *self, link_t *link)
 {
     for (int i = 0; i < 2; i++) {
         actor_t *node = link->ways[i].to;
-        if (!node->is_alive || node->is_paused) continue;
-        peer_down(self, &link->ways[i]);
-        node->is_turn_wanted = true;
+        bool is_told = link->notice == NOTICE_BOTH || (i == 1 && link->notice == NOTICE_CONNECTOR);
+        if (!node->is_alive || !is_told) continue;
+        link->ways[i].is_broken = true;
+        node->has_broken = node->is_turn_wanted = true;
         node_want_turn(self, node);
     }
+}
+
+void link_mourn(sim_t *self, actor_t *node)
+{
+    if (!node->has_broken) return;
+    node->has_broken = false;
+    for (uint32_t i = 0; i < self->node_count; i++) {
+        direction_t *in = node->to[i] ? back(node->to[i]) : NULL;
+        if (!in || !in->is_broken) continue;
+        in->is_broken = false;
+        peer_down(self, in);
+    }
+}
+
+/* Nobody was silent while we did not listen. */
+void link_forgive(sim_t *self, actor_t *node)
+{
+    for (uint32_t i = 0; i < self->node_count; i++)
+        if (node->to[i]) back(node->to[i])->heard_us = self->now_us;
 }
 
 static void beat(sim_t *self, direction_t *way)
 {
     uint64_t interval_us = (uint64_t)self->config.timing.heartbeat_ms * 1000;
-    if (!way->link->is_connected || self->now_us - way->sent_us < interval_us) return;
+    if (!way->link->is_connected || back(way)->epoch == 0 ||
+        self->now_us - way->sent_us < interval_us)
+        return;
     msg_t *m = &self->outgoing;
     msg_init(m, MSG_heartbeat);
     m->header = (header_t){ .epoch = way->from->epoch,
-                            .to_epoch = link_way(self, way->to, way->from)->epoch,
+                            .to_epoch = back(way)->epoch,
                             .sequence = ++way->sequence,
                             .sent_us = self->now_us };
     link_write(self, way, m);
+}
+
+/* A connector that hears nothing gives its connection up for a new one. */
+static void give_up(sim_t *self, direction_t *in)
+{
+    actor_t *node = in->to;
+    trace_line(self, "%s.%u hears nothing of %s.%u", role_names[node->address.role],
+               node->address.index, role_names[in->from->address.role], in->from->address.index);
+    peer_down(self, in);
+    node->is_turn_wanted = true;
+    direction_t *out = back(in);
+    if (!out->is_dealer) return;
+    link_break(self, in->link, random_chance(self, 0.5) ? NOTICE_BOTH : NOTICE_CONNECTOR);
+    link_drop_flight(out);
+    link_connect_soon(self, in->link);
 }
 
 void link_tick(sim_t *self, actor_t *node)
@@ -148,14 +203,8 @@ void link_tick(sim_t *self, actor_t *node)
         direction_t *out = node->to[i];
         if (!out) continue;
         beat(self, out);
-        direction_t *in = link_way(self, out->to, node);
-        if (in->epoch && self->now_us - in->heard_us > dead_us) {
-            trace_line(self, "%s.%u hears nothing of %s.%u", role_names[node->address.role],
-                       node->address.index, role_names[in->from->address.role],
-                       in->from->address.index);
-            peer_down(self, in);
-            node->is_turn_wanted = true;
-        }
+        if (back(out)->epoch && self->now_us - back(out)->heard_us > dead_us)
+            give_up(self, back(out));
     }
     node_want_turn(self, node);
 }

@@ -7,7 +7,7 @@ static void break_links(sim_t *self, actor_t *node, bool is_noticed)
     for (uint32_t i = 0; i < self->node_count; i++) {
         if (!node->to[i]) continue;
         direction_t *out = node->to[i];
-        link_break(self, out->link, is_noticed);
+        link_break(self, out->link, is_noticed ? NOTICE_BOTH : NOTICE_NOBODY);
         link_drop_flight(out);
     }
 }
@@ -51,8 +51,7 @@ void sim_resume(sim_t *self, address_t who)
     trace_line(self, "%s.%u is resumed", role_names[who.role], who.index);
     node->is_paused = false;
     node->turn_at_us = UINT64_MAX;
-    /* It may look at its clock before it looks at its mail. */
-    if (random_chance(self, 0.5)) link_tick(self, node);
+    link_forgive(self, node);
     node->is_turn_wanted = true;
     node_want_turn(self, node);
 }
@@ -67,7 +66,7 @@ void sim_disconnect(sim_t *self, address_t a, address_t b, uint64_t for_us)
     trace_line(self, "%s.%u and %s.%u are disconnected for %llu us", role_names[a.role], a.index,
                role_names[b.role], b.index, (unsigned long long)for_us);
     link->barred_until_us = self->now_us + for_us;
-    link_break(self, link, random_chance(self, 0.5));
+    link_break(self, link, random_chance(self, 0.5) ? NOTICE_BOTH : NOTICE_CONNECTOR);
     link_connect_soon(self, link);
 }
 

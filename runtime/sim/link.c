@@ -152,38 +152,37 @@ static void break_way(sim_t *self, direction_t *way)
     way->last_due_us = 0;
 }
 
-void link_break(sim_t *self, link_t *link, bool is_noticed)
+void link_break(sim_t *self, link_t *link, notice_t notice)
 {
     if (!link->is_connected) return;
     for (int i = 0; i < 2; i++) break_way(self, &link->ways[i]);
     link->is_connected = false;
+    link->notice = notice;
     link->stamp++;
-    if (!is_noticed) return;
     events_push(&self->queue, (event_t){ .at_us = self->now_us + random_below(self, 5000),
                                          .kind = EVENT_NOTICE,
                                          .stamp = link->stamp,
                                          .subject = link });
 }
 
-/* What survived in a DEALER's queue leaves again. */
-static void resume_way(sim_t *self, direction_t *way)
-{
-    for (frame_t *frame = way->flight.head; frame; frame = frame->next)
-        frame->due_us = due(self, way);
-    link_hello(self, way);
-    link_schedule(self, way);
-}
-
+/* What survived in the DEALER's queue leaves before its hello. */
 void link_connect(sim_t *self, link_t *link)
 {
-    if (link->is_connected || !link->ways[0].from->is_alive || !link->ways[0].to->is_alive) return;
-    if (link->barred_until_us > self->now_us) {
+    actor_t *connector = link->ways[0].from;
+    if (link->is_connected || !connector->is_alive || !link->ways[0].to->is_alive) return;
+    if (link->barred_until_us > self->now_us || connector->is_paused) {
         link_connect_soon(self, link);
         return;
     }
     link->is_connected = true;
     link->stamp++;
-    for (int i = 0; i < 2; i++) resume_way(self, &link->ways[i]);
+    /* Whatever it believed of the old connection is over. */
+    link->ways[1].is_broken = connector->has_broken = true;
+    link_mourn(self, connector);
+    for (frame_t *frame = link->ways[0].flight.head; frame; frame = frame->next)
+        frame->due_us = due(self, &link->ways[0]);
+    link_hello(self, &link->ways[0]);
+    link_schedule(self, &link->ways[0]);
 }
 
 /* The world greets by itself, outside of any turn: the greeting leaves at once, behind what
@@ -194,7 +193,10 @@ void link_hello(sim_t *self, direction_t *way)
     way->open = NULL;
     msg_t *m = &self->outgoing;
     msg_init(m, MSG_hello);
+    direction_t *in = link_way(self, way->to, way->from);
+    in->asked_us = self->now_us;
     m->header = (header_t){ .epoch = way->from->epoch,
+                            .to_epoch = in->epoch,
                             .sequence = ++way->sequence,
                             .sent_us = self->now_us };
     m->hello.role = (u32)way->from->address.role;

@@ -85,8 +85,7 @@ static void handle_remote(sim_t *self, actor_t *node, frame_t *frame)
         frame->messages--;
         way->queued--;
     }
-    bool is_mine = m->header.to_epoch == 0 || m->header.to_epoch == node->epoch;
-    if (!link_hear(self, way, m) || !is_mine) {
+    if (!link_hear(self, way, m)) {
         if (!is_counted) return;
         metrics_count(&node->metrics, METRIC_messages_stale_total, 1);
         trace_message(self, node, "fences off", m);
@@ -123,6 +122,7 @@ void node_turn(sim_t *self, actor_t *node)
     bool is_due = node->wake_us && node->wake_us <= self->now_us;
     if (!node->inbox.head && !is_due && !node->is_turn_wanted) return;
     node->is_turn_wanted = false;
+    link_mourn(self, node);
     for (int count = 0; count < TURN_MESSAGES_MAX && node->inbox.head; count++)
         handle_next(self, node);
     if (node->wake_us && node->wake_us <= self->now_us) {
@@ -219,7 +219,8 @@ err_t node_start(sim_t *self, actor_t *node)
     for (uint32_t i = 0; i < self->node_count; i++) {
         if (!node->to[i]) continue;
         direction_t *in = link_way(self, self->nodes[i], node);
-        in->epoch = in->epoch_seen = 0;
+        in->epoch = in->epoch_seen = in->asked_us = 0;
+        in->is_broken = false;
         node->to[i]->sequence = 0;
         link_connect_soon(self, in->link);
     }

@@ -107,13 +107,18 @@ struct direction {
     bool is_dealer;  /* the sender connected */
     uint64_t heard_us;
     uint64_t epoch;      /* the sender's life as the receiver sees it; 0: down */
+    uint64_t asked_us;   /* when the receiver last said hello */
+    bool is_broken;      /* the receiver is to be told that the connection ended */
     uint64_t epoch_seen; /* highest ever seen in this life of the receiver */
 };
+
+typedef enum { NOTICE_NOBODY, NOTICE_CONNECTOR, NOTICE_BOTH } notice_t;
 
 struct link {
     direction_t ways[2]; /* 0: connector to binder */
     uint32_t high_water;
     bool is_connected;
+    notice_t notice;          /* who sees that the connection ended */
     uint64_t barred_until_us; /* no connection before */
     uint64_t stamp;
 };
@@ -121,9 +126,11 @@ struct link {
 void link_make_all(sim_t *self, actor_t *node);
 void link_connect_soon(sim_t *self, link_t *link);
 void link_connect(sim_t *self, link_t *link);
-/* The connection ends; is_dead[i]: that sender's process ended too. */
-void link_break(sim_t *self, link_t *link, bool is_noticed);
+void link_break(sim_t *self, link_t *link, notice_t notice);
 void link_notice(sim_t *self, link_t *link);
+/* Tell the actor of connections that ended. */
+void link_mourn(sim_t *self, actor_t *node);
+void link_forgive(sim_t *self, actor_t *node);
 void link_arrive(sim_t *self, direction_t *way);
 void link_schedule(sim_t *self, direction_t *way);
 /* Append to the frame that leaves at the end of this turn. */
@@ -196,6 +203,7 @@ struct actor {
     uint64_t epoch;
     bool is_alive, is_paused, is_in_init, is_stopping;
     bool is_turn_wanted;
+    bool has_broken;
     uint64_t stamp; /* of this life */
     void *state;
     allocations_t allocations;

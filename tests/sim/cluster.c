@@ -283,6 +283,19 @@ static void conclude(cluster_t *self, cluster_result_t *result)
     sim_print_tail(self->sim, stderr);
 }
 
+static void blame_waiting(cluster_t *self)
+{
+    for (uint32_t i = 0; i < self->journal.count; i++) {
+        const client_t *client = &self->journal.clients[i];
+        if (client->state == CLIENT_NEW || client->state == CLIENT_WAITING)
+            sim_fail(
+                self->sim, "I1",
+                "client %u, asked at %.6f s of ingress %u by %s, still waits with %u of %u tokens",
+                i, (double)client->asked_us / SECOND_US, client->ingress,
+                client->is_http ? "HTTP" : "message", client->answer_count, client->max_tokens);
+    }
+}
+
 static void live(cluster_t *self)
 {
     invite_all(self);
@@ -294,8 +307,7 @@ static void live(cluster_t *self)
     uint64_t until_us = sim_now_us(self->sim) + PATIENCE_US;
     if (!sim_run_while(self->sim, until_us, journal_is_over, &self->journal) &&
         !sim_failure(self->sim)) {
-        sim_fail(self->sim, "I1", "clients still wait %u s after healing",
-                 (unsigned)((sim_now_us(self->sim) - HEAL_US) / SECOND_US));
+        blame_waiting(self);
         return;
     }
     until_us = sim_now_us(self->sim) + REST_US;
