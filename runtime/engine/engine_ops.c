@@ -429,13 +429,8 @@ static void report_prompt(engine_t *self, const engine_row_t *row, uint32_t posi
 {
     const slot_t *slot = &self->slots[row->slot];
     engine_result_t *result = add_result(results, row->slot, position + 1);
-    engine_result_t said = *result;
     sample_logprobs(self->scratch, logits, self->model->config.vocab, slot->tokens[position + 1],
-                    slot->sampling.top_logprobs, &said);
-    *result = said;
-    result->slot = row->slot;
-    result->position = position + 1;
-    result->token = slot->tokens[position + 1];
+                    slot->sampling.top_logprobs, result);
     result->is_prompt = 1;
 }
 
@@ -453,9 +448,6 @@ static void choose_token(engine_t *self, const engine_row_t *row, const float *l
                                  .bias_values = slot->bias_values,
                                  .bias_count = slot->bias_count };
     sample_token(self->scratch, logits, self->model->config.vocab, &context, result);
-    result->slot = row->slot;
-    result->position = slot->token_count;
-    result->is_prompt = 0;
     slot->tokens[slot->token_count++] = result->token;
 }
 

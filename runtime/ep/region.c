@@ -266,12 +266,17 @@ static bool are_all_ready(const region_t *self, uint32_t generation)
     return atomic_load(&self->head->generation) == generation;
 }
 
-/* posted is cleared before joined says so: who sees the new generation in joined sees no old phase.
- */
+static uint64_t post_of(uint32_t generation, uint32_t phase)
+{
+    return (uint64_t)generation << 32 | phase;
+}
+
+/* posted and rung are cleared before joined says so: who sees the new generation in joined sees
+ * nothing old. */
 static void get_ready(region_t *self, uint32_t generation)
 {
     region_slot_t *slot = &self->slots[self->rank];
-    atomic_store(&slot->posted, 0);
+    atomic_store(&slot->posted, post_of(generation, 0));
     atomic_store(&slot->rung, 0);
     atomic_store(&slot->joined, generation);
     ring_bell(self);
@@ -344,11 +349,17 @@ bool region_is_rung(const region_t *self)
     return false;
 }
 
+static bool has_posted(const region_t *self, uint32_t rank)
+{
+    uint64_t posted = atomic_load(&self->slots[rank].posted);
+    return posted >> 32 == self->generation && (int32_t)((uint32_t)posted - self->phase) >= 0;
+}
+
 /* The first rank that has not posted the phase; self->ranks: none. */
 static uint32_t find_missing(const region_t *self)
 {
     for (uint32_t rank = 0; rank < self->ranks; rank++)
-        if ((int32_t)(atomic_load(&self->slots[rank].posted) - self->phase) < 0) return rank;
+        if (!has_posted(self, rank)) return rank;
     return self->ranks;
 }
 
@@ -361,21 +372,20 @@ static void spin(const region_t *self)
     }
 }
 
-/* What was posted counts only while the generation stands: a rank that has left it begins again at
- * phase 0. */
+/* A phase that all have posted is over, even if one has left since: what it had to say is there. */
 err_t region_meet(region_t *self)
 {
     if (!region_is_joined(self)) return ERR_EP_PEER;
     self->phase++;
     if (self->ranks == 1) return ERR_OK;
-    atomic_store(&self->slots[self->rank].posted, self->phase);
+    atomic_store(&self->slots[self->rank].posted, post_of(self->generation, self->phase));
     ring_bell(self);
     spin(self);
     uint64_t deadline = now_us() + self->wait_ms * (uint64_t)1000;
     for (;;) {
         uint32_t bell = region_bell(self), missing = find_missing(self);
-        if (!region_is_joined(self)) break;
         if (missing == self->ranks) return ERR_OK;
+        if (!region_is_joined(self)) break;
         uint64_t now = now_us();
         if (now >= deadline) {
             log_write(self->who, LOG_WARN, "EP-PEER-SILENT", "rank %u did not answer for %u ms",

@@ -16,10 +16,10 @@
 /* One cache line and its neighbour: the prefetcher takes them in pairs. */
 typedef struct {
     _Alignas(128) _Atomic uint32_t joined; /* the generation that this rank is ready for; 0: none */
-    _Atomic uint32_t posted;               /* phases of this generation that it has reached */
-    _Atomic uint32_t rung;                 /* steps of this generation that it has begun */
-    _Atomic uint32_t rows;                 /* rows it sends in this dispatch */
-    _Atomic uint32_t word[2];              /* for ep_group_agree, by parity of the phase */
+    _Atomic uint64_t posted;  /* generation << 32 | phases of it that this rank has reached */
+    _Atomic uint32_t rung;    /* steps of this generation that it has begun */
+    _Atomic uint32_t rows;    /* rows it sends in this dispatch */
+    _Atomic uint32_t word[2]; /* for ep_group_agree, by parity of the phase */
 } region_slot_t;
 
 typedef struct {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../invariant.h"
 #include "safetensors.h"
 
 enum { SCALE_BLOCK = 128, NAME_BYTES = 160, ALIGNMENT = 64 };
@@ -48,12 +49,6 @@ static void *allocate(loaded_t *self, size_t bytes)
     void *memory = rounded > bytes ? aligned_alloc(ALIGNMENT, rounded) : NULL;
     if (memory) self->owned[self->owned_count++] = memory;
     return memory;
-}
-
-/* Memory that was needed for a while only. */
-static void release_last(loaded_t *self)
-{
-    free(self->owned[--self->owned_count]);
 }
 
 static size_t element_bytes(dtype_t dtype)
@@ -231,13 +226,23 @@ static err_t fuse(loaded_t *self, tensor_t *out, const tensor_t *gate, const ten
     size_t scales = 2 * (size_t)scale_blocks(gate->rows) * gate->scale_stride * sizeof(float);
     *out = *gate;
     out->rows = gate->rows + up->rows;
-    out->data = allocate(self, (size_t)out->rows * out->cols * element_bytes(out->dtype));
     if (gate->scales) out->scales = allocate(self, scales);
+    out->data = allocate(self, (size_t)out->rows * out->cols * element_bytes(out->dtype));
     if (!out->data || (gate->scales && !out->scales))
         return refuse(self->why, "no memory for weights");
     copy_half(out, gate, 0);
     copy_half(out, up, gate->rows);
     return ERR_OK;
+}
+
+/* Once the operations have their own layout the fused bytes would be a second copy of most of the
+ * model. */
+static void drop_raw(loaded_t *self, tensor_t *fused, size_t owned_index)
+{
+    invariant(self->owned[owned_index] == fused->data);
+    free(fused->data);
+    self->owned[owned_index] = self->owned[--self->owned_count];
+    fused->data = NULL;
 }
 
 static err_t take_gate_up(loaded_t *self, tensor_t *out, const char *prefix, uint32_t intermediate)
@@ -254,7 +259,10 @@ static err_t take_gate_up(loaded_t *self, tensor_t *out, const char *prefix, uin
         return refuse(self->why, "%.200s: tensors %s and %s differ in dtype; allowed: the same",
                       self->options->dir, gate_name, up_name);
     error = fuse(self, out, &gate, &up);
-    return error ? error : prepare(self, out, gate_name);
+    size_t raw = self->owned_count - 1;
+    if (!error) error = prepare(self, out, gate_name);
+    if (!error && out->packed) drop_raw(self, out, raw);
+    return error;
 }
 
 static err_t take_ffn(loaded_t *self, tensor_t *gate_up, tensor_t *down, const char *prefix,
@@ -467,7 +475,7 @@ void model_destroy(model_t **self)
         free(loaded->model.layers[i].expert_down);
     }
     free(loaded->model.layers);
-    while (loaded->owned_count) release_last(loaded);
+    while (loaded->owned_count) free(loaded->owned[--loaded->owned_count]);
     free(loaded->owned);
     safetensors_close(&loaded->files);
     free(loaded);

@@ -19,6 +19,12 @@ static void check_greedy(bench_t *bench, reference_case_t *c, uint32_t index)
     }
 }
 
+/* In this prompt two experts are so nearly equal that BF16 anywhere tips the choice: the logits
+ * move by 1.0e-2, the tokens do not.  In F32 throughout (the judge's strict run) it is as near as
+ * all others. */
+enum { TIE_CASE = 10 };
+static const double tie_tolerance = 1.2e-2;
+
 typedef struct {
     const ops_t *ops;
     double tolerance;    /* of the logits after the prompt; relative L2 */
@@ -44,8 +50,10 @@ static void check_cases(const check_t *check)
         double distance =
             reference_distance(&reference, name, bench.logits, bench.model->config.vocab);
         if (distance > worst) worst = distance;
-        if (distance > check->tolerance)
-            fail_msg("case %u: logits are %.2e away, allowed %.0e", i, distance, check->tolerance);
+        bool is_strict = check->ops == &ops_judge && check->is_cache_f32;
+        double allowed = i == TIE_CASE && !is_strict ? tie_tolerance : check->tolerance;
+        if (distance > allowed)
+            fail_msg("case %u: logits are %.2e away, allowed %.1e", i, distance, allowed);
         check_greedy(&bench, &c, i);
         checked++;
     }
@@ -60,7 +68,7 @@ static void check_cases(const check_t *check)
  * reference's own precision in the cache nothing but the order of sums differs. */
 static void test_graph_judge_gives_the_references_logits(void **state)
 {
-    check_cases(&(check_t){ &ops_judge, 2e-3, 400, 20, 1 });
+    check_cases(&(check_t){ &ops_judge, 1e-5, 400, 20, 1 });
 }
 
 /* If this failed, the cache as it is served from would change what the model says.  BF16 latents
@@ -68,14 +76,23 @@ static void test_graph_judge_gives_the_references_logits(void **state)
  * which moves them by up to 1e-2. */
 static void test_graph_judge_gives_the_references_tokens(void **state)
 {
-    check_cases(&(check_t){ &ops_judge, 1.5e-2, 400, 20, 0 });
+    check_cases(&(check_t){ &ops_judge, 1e-2, 400, 20, 0 });
+}
+
+/* If this failed, an older machine's table would say something else. */
+static void test_graph_every_table_gives_the_references_tokens(void **state)
+{
+    for (size_t i = 0; i < ops_cpu_choice_count; i++)
+        if (ops_cpu_choices[i].is_supported() && ops_cpu_choices[i].ops != &ops_judge)
+            check_cases(&(check_t){ ops_cpu_choices[i].ops, 1e-2, 400, 20, 0 });
 }
 
 /* If this failed, long prompts (32 blocks, YaRN's slowed pairs, several chunks) would break where
  * short ones do not. */
 static void test_graph_fast_gives_the_references_tokens(void **state)
 {
-    check_cases(&(check_t){ ops_find("auto"), 1.5e-2, REFERENCE_IDS_MAX, 22, 0 });
+    check_cases(&(check_t){ ops_find("auto"), 1e-2, REFERENCE_IDS_MAX, 22, 1 });
+    check_cases(&(check_t){ ops_find("auto"), 1e-2, REFERENCE_IDS_MAX, 22, 0 });
 }
 
 static void check_hidden(bench_t *bench, const reference_t *reference, uint32_t index)
@@ -196,6 +213,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_graph_judge_gives_the_references_logits),
         cmocka_unit_test(test_graph_judge_gives_the_references_tokens),
+        cmocka_unit_test(test_graph_every_table_gives_the_references_tokens),
         cmocka_unit_test(test_graph_fast_gives_the_references_tokens),
         cmocka_unit_test(test_graph_hidden_states_follow_the_reference),
         cmocka_unit_test(test_graph_chunking_does_not_show),

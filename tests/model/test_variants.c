@@ -9,9 +9,16 @@ enum { CHUNK = 256, VOCAB = 512, LAYERS = 3, HIDDEN = 128 };
 /* Below this the reference's own choice is a coin's toss. */
 static const double margin_min = 0.05;
 
+typedef struct {
+    const char *name;
+    const ops_t *ops;
+    double tolerance, hidden_tolerance; /* relative L2 of logits and of each layer's output */
+    int is_cache_f32;
+} variant_t;
+
 /* The reference has the last rows of the prompt only. */
-static void check_prompt(bench_t *bench, const reference_t *reference, const reference_case_t *c,
-                         uint32_t index, double tolerance)
+static void check_prompt(bench_t *bench, const reference_t *reference, const variant_t *variant,
+                         const reference_case_t *c, uint32_t index)
 {
     static float hidden[(LAYERS + 1) * CHUNK * HIDDEN];
     char name[32];
@@ -20,12 +27,14 @@ static void check_prompt(bench_t *bench, const reference_t *reference, const ref
     bench_step(bench, c->prompt, 0, c->prompt_count, false, hidden);
     snprintf(name, sizeof name, "logits.%u", index);
     double distance = reference_distance(reference, name, bench->logits, VOCAB);
-    if (distance > tolerance) fail_msg("%s is %.2e away, allowed %.0e", name, distance, tolerance);
+    if (distance > variant->tolerance)
+        fail_msg("%s is %.2e away, allowed %.0e", name, distance, variant->tolerance);
     for (uint32_t layer = 0; layer <= LAYERS; layer++) {
         const float *last = hidden + ((size_t)(layer + 1) * c->prompt_count - rows) * HIDDEN;
         snprintf(name, sizeof name, "hidden.%u.%u", index, layer);
         distance = reference_distance(reference, name, last, (size_t)rows * HIDDEN);
-        if (distance > 5e-3) fail_msg("%s is %.2e away, allowed 5e-3", name, distance);
+        if (distance > variant->hidden_tolerance)
+            fail_msg("%s is %.2e away, allowed %.0e", name, distance, variant->hidden_tolerance);
     }
 }
 
@@ -48,13 +57,6 @@ static uint32_t check_tokens(bench_t *bench, reference_case_t *c, uint32_t index
     return compared;
 }
 
-typedef struct {
-    const char *name;
-    const ops_t *ops;
-    double tolerance;
-    int is_cache_f32;
-} variant_t;
-
 static void check_variant(const variant_t *variant)
 {
     static reference_case_t c;
@@ -69,7 +71,7 @@ static void check_variant(const variant_t *variant)
     assert_int_equal(reference.count, 3);
     for (uint32_t i = 0; i < reference.count; i++) {
         reference_read(&reference, i, &c);
-        check_prompt(&bench, &reference, &c, i, variant->tolerance);
+        check_prompt(&bench, &reference, variant, &c, i);
         compared += check_tokens(&bench, &c, i);
     }
     assert_true(compared > 30);
@@ -77,11 +79,14 @@ static void check_variant(const variant_t *variant)
     reference_close(&reference);
 }
 
+/* Twice with the reference's own precision in the cache, twice as it is served: BF16 latents alone
+ * cost up to 4e-3. */
 static void check_tables(const char *name)
 {
-    check_variant(&(variant_t){ name, &ops_judge, 2e-3, 1 });
-    check_variant(&(variant_t){ name, &ops_judge, 1e-2, 0 });
-    check_variant(&(variant_t){ name, ops_find("auto"), 1e-2, 0 });
+    check_variant(&(variant_t){ name, &ops_judge, 2e-3, 5e-3, 1 });
+    check_variant(&(variant_t){ name, ops_find("auto"), 1e-2, 5e-3, 1 });
+    check_variant(&(variant_t){ name, &ops_judge, 1e-2, 5e-3, 0 });
+    check_variant(&(variant_t){ name, ops_find("auto"), 1e-2, 1e-2, 0 });
 }
 
 /* If this failed, grouped sigmoid routing, YaRN or q_lora would be computed otherwise than
