@@ -234,7 +234,6 @@ static void tell_down(actor_t *world, peer_t *peer)
     peer_drop_batch(world, peer);
     peer->is_lost = false;
     peer->epoch = 0;
-    peer->sequence = 0;
     msg_init(&down, MSG_peer_down);
     down.peer_down.role = peer->address.role;
     down.peer_down.index = peer->address.index;
@@ -243,10 +242,13 @@ static void tell_down(actor_t *world, peer_t *peer)
     if (peer->address.role == ROLE_client && peer->id_size) client_release(world, peer);
 }
 
-static void tell_up(actor_t *world, peer_t *peer, uint64_t epoch)
+/* heard: its sequence before this message. */
+static void tell_up(actor_t *world, peer_t *peer, uint64_t epoch, uint64_t heard)
 {
     msg_t up;
     peer->epoch = peer->last_epoch = epoch;
+    peer->acknowledged = peer->sequence; /* what was under way to an earlier connection is gone */
+    peer->heard = peer->told = heard;
     peer->heard_us = actor_now_us(world);
     peer->is_refused = false;
     msg_init(&up, MSG_peer_up);
@@ -321,7 +323,7 @@ static void on_hello(actor_t *world, peer_t *peer, const msg_t *m)
     bool was_up = peer->epoch == epoch;
     peer->epoch = epoch; /* our answer must name the life it answers */
     if (to_epoch == 0) peer_say_hello(world, peer);
-    if (!was_up) tell_up(world, peer, epoch);
+    if (!was_up) tell_up(world, peer, epoch, m->header.sequence);
 }
 
 /* Clients speak for themselves only: nothing that workers and balancers say to each other. */
@@ -346,8 +348,30 @@ static bool is_client_welcome(actor_t *world, peer_t *peer, const msg_t *m)
         return false;
     }
     if (peer->epoch == 0 && !peer->is_lost)
-        tell_up(world, peer, m->header.epoch ? m->header.epoch : 1);
+        tell_up(world, peer, m->header.epoch ? m->header.epoch : 1, 0);
     return true;
+}
+
+void peer_say_heartbeat(actor_t *world, peer_t *peer)
+{
+    msg_t heartbeat;
+    msg_init(&heartbeat, MSG_heartbeat);
+    heartbeat.heartbeat.heard = peer->heard;
+    if (peer_queue(world, peer, &heartbeat)) return;
+    peer->told = peer->heard;
+    peer->sent_us = actor_now_us(world);
+}
+
+/* What it has handled of ours, and what we have handled of its. */
+static void note_sequence(actor_t *world, peer_t *peer, const msg_t *m)
+{
+    if (peer->address.role == ROLE_client) return;
+    if (m->header.sequence > peer->heard) peer->heard = m->header.sequence;
+    if (peer->heard - peer->told >= peer->mark / ACKNOWLEDGE_PER_MARK)
+        peer_say_heartbeat(world, peer);
+    if (m->type != MSG_heartbeat) return;
+    u64 heard = m->heartbeat.heard;
+    if (heard > peer->acknowledged && heard <= peer->sequence) peer->acknowledged = heard;
 }
 
 void peer_hear(actor_t *world, peer_t *peer, msg_t *m)
@@ -372,6 +396,7 @@ void peer_hear(actor_t *world, peer_t *peer, msg_t *m)
         return;
     }
     peer->heard_us = actor_now_us(world);
+    note_sequence(world, peer, m);
     if (m->type == MSG_stop) stop_by_message(world, m);
     if (m->type != MSG_heartbeat) deliver(world, m);
 }
@@ -382,10 +407,9 @@ void peer_hear(actor_t *world, peer_t *peer, msg_t *m)
 static void beat(actor_t *world, peer_t *peer, uint64_t now_us)
 {
     uint64_t interval_us = (uint64_t)world->config->timing.heartbeat_ms * 1000;
-    if (peer->batch || now_us - peer->sent_us < interval_us) return;
-    msg_t heartbeat;
-    msg_init(&heartbeat, MSG_heartbeat);
-    if (peer_queue(world, peer, &heartbeat) == ERR_OK) peer->sent_us = now_us;
+    bool is_silent = !peer->batch && now_us - peer->sent_us >= interval_us;
+    if (!is_silent && peer->told == peer->heard) return;
+    peer_say_heartbeat(world, peer);
 }
 
 static void watch(actor_t *world, peer_t *peer, uint64_t now_us)

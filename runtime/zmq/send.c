@@ -150,22 +150,27 @@ static err_t append(actor_t *world, peer_t *peer)
     return send_large(world, peer);
 }
 
+/* Clients acknowledge nothing; what bounds them is their batch and ZeroMQ's marks. */
+static bool is_full(const peer_t *peer)
+{
+    if (peer->address.role == ROLE_client) return peer->batch && peer->batch->count >= peer->mark;
+    return peer->sequence - peer->acknowledged >= peer->mark;
+}
+
 err_t peer_queue(actor_t *world, peer_t *peer, const msg_t *m)
 {
-    if (peer->batch && peer->batch->count >= peer->mark) {
-        err_t error = flush(world, peer);
-        if (error) return error;
-    }
+    bool is_counted = m->type != MSG_hello && m->type != MSG_heartbeat;
+    if (is_counted && is_full(peer)) return ERR_OVERLOAD;
     /* Only what this type uses: the union is as large as its largest member. */
     memcpy(&world->outgoing, m, MESSAGE_HEAD + msg_descs[m->type].size);
     header_t *header = &world->outgoing.header;
     header->epoch = world->epoch;
     header->to_epoch = peer->epoch;
-    header->sequence = peer->sequence;
+    header->sequence = peer->sequence + is_counted;
     header->sent_us = actor_now_us(world);
     err_t error = append(world, peer);
     if (error) return error;
-    peer->sequence++;
+    peer->sequence += is_counted;
     metrics_count(&world->metrics, METRIC_messages_sent_total, 1);
     return ERR_OK;
 }

@@ -10,8 +10,10 @@
 #include "world_internal.h"
 
 enum {
-    CLIENTS_MAX = 1024,                      /* ZeroMQ clients of one actor at once */
-    ROUTING_ID_MAX = 255,                    /* ZMTP's own limit */
+    CLIENTS_MAX = 1024,   /* ZeroMQ clients of one actor at once */
+    ROUTING_ID_MAX = 255, /* ZMTP's own limit */
+    ACKNOWLEDGE_PER_MARK =
+        4, /* what was handled is told to the sender after a mark divided by this */
     BATCH_BYTES = 256 * 1024,                /* messages to one peer that leave as one frame */
     BATCHES_SPARE = 64,                      /* batches that clients may hold at once */
     LARGE_BYTES = MESSAGE_BYTES_MAX + 65536, /* one message that fits no batch */
@@ -50,12 +52,14 @@ typedef struct {
     uint32_t id_size; /* ROUTER: its routing id */
     uint8_t id[ROUTING_ID_MAX];
     bool is_lost;
-    bool is_dirty;       /* in the list of those with unsent messages */
-    bool owes_hello;     /* DEALER: connected, and hello could not be sent yet */
-    bool is_refused;     /* said once in the log, until it is up again */
-    uint64_t epoch;      /* its life; 0: down */
-    uint64_t last_epoch; /* its latest life, also after it went down */
-    uint64_t sequence;
+    bool is_dirty;         /* in the list of those with unsent messages */
+    bool owes_hello;       /* DEALER: connected, and hello could not be sent yet */
+    bool is_refused;       /* said once in the log, until it is up again */
+    uint64_t epoch;        /* its life; 0: down */
+    uint64_t last_epoch;   /* its latest life, also after it went down */
+    uint64_t sequence;     /* of our last message to it */
+    uint64_t acknowledged; /* of our last message that it says it has handled */
+    uint64_t heard, told;  /* of its last message that we have handled, and have told it so */
     uint64_t sent_us, heard_us, asked_us, connected_us;
     batch_t *batch;
     int32_t next_client; /* hash chain and free list of clients; -1 ends it */
@@ -162,7 +166,8 @@ bool links_have_more(actor_t *world);
 void link_reopen(peer_t *peer);
 
 /* ---- send.c: batches ---- */
-/* Queue m for the peer, whatever its state; fills in the header. */
+/* Queue m for the peer, whatever its state; fills in the header.  ERR_OVERLOAD: as many messages as
+ * the link's mark are under way; hello and heartbeat are not counted. */
 err_t peer_queue(actor_t *world, peer_t *peer, const msg_t *m);
 void peer_drop_batch(actor_t *world, peer_t *peer);
 /* Give all batches to ZeroMQ; what it refuses stays. */
@@ -178,6 +183,8 @@ peer_t *peer_find(const actor_t *world, address_t who);
 peer_t *peer_of_id(actor_t *world, const uint8_t *id, size_t size);
 /* Whether a routing id names an actor of the company, so that no client may use it. */
 bool is_actor_id(const uint8_t *id, size_t size);
+/* Also tells what we have handled. */
+void peer_say_heartbeat(actor_t *world, peer_t *peer);
 void peer_say_hello(actor_t *world, peer_t *peer);
 /* A message of a peer has come: hello, heartbeat, old lives are dealt with here, the rest is
  * delivered. */
