@@ -1,0 +1,105 @@
+"""tests/test_company.py - the client against a running company; TROUPE names the program."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+import troupe
+
+PROGRAM = os.environ.get("TROUPE")
+MODEL = pathlib.Path(__file__).resolve().parents[3] / "models" / "tiny"
+QUESTION = [{"role": "user", "content": "What is 946 - 23?"}]
+pytestmark = pytest.mark.skipif(not PROGRAM, reason="TROUPE does not name the troupe program")
+
+
+def ready(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.sendall(b"GET /ready HTTP/1.0\r\n\r\n")
+            return b" 200 " in connection.recv(64)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("troupe") / "wire"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([PROGRAM, "up", "--set", f"wire.directory={directory}", "--set", f"http.listen=127.0.0.1:{port}",
+                                "--set", f"model.path={MODEL}", "--set", "log.level=warn"])
+    try:
+        end = time.monotonic() + 60
+        while not ready(port):
+            assert process.poll() is None and time.monotonic() < end, "the company did not get ready"
+            time.sleep(0.1)
+        yield troupe.endpoint_in(directory)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def test_chat_streams_reasoning_and_answer(endpoint):
+    with troupe.Client(endpoint) as client:
+        stream = client.chat(QUESTION, temperature=0)
+        parts = list(stream)
+        assert len(parts) > 1
+        assert [part.first_index for part in parts] == sorted({part.first_index for part in parts})
+        assert "923" in "".join(part.text for part in parts)
+        assert "".join(part.reasoning for part in parts)
+        assert stream.finished.reason == "stop"
+        assert stream.finished.completion_tokens >= sum(len(part.ids) for part in parts)
+
+
+def test_same_seed_gives_same_text_and_limits_are_kept(endpoint):
+    with troupe.Client(endpoint) as client:
+        first, second = (client.complete("The", max_tokens=12, seed=5, temperature=1.0, ignore_eos=True).result() for _ in range(2))
+        assert first.ids == second.ids and first.text == second.text
+        assert len(first.ids) == 12 and first.finished.reason == "length"
+
+
+def test_ids_as_prompt_and_logprobs(endpoint):
+    with troupe.Client(endpoint) as client:
+        answer = client.complete([0, 4082, 321, 444], max_tokens=4, temperature=0, logprobs=True, ignore_eos=True).result()
+        assert len(answer.ids) == len(answer.logprobs) == 4
+        assert all(value <= 0 for value in answer.logprobs)
+        assert answer.finished.prompt_tokens == 4
+
+
+def test_what_is_refused_says_why(endpoint):
+    with troupe.Client(endpoint) as client:
+        with pytest.raises(troupe.RequestFailed) as failed:
+            client.chat(QUESTION, model="no-such-model").result()
+        assert failed.value.error == "NOT_FOUND" and not failed.value.is_retry_safe
+        with pytest.raises(troupe.RequestFailed):
+            client.chat([{"role": "nobody", "content": "x"}]).result()
+
+
+def test_cancel_ends_the_stream(endpoint):
+    with troupe.Client(endpoint) as client:
+        stream = client.complete("The", max_tokens=2000, ignore_eos=True)
+        next(stream)
+        stream.cancel()
+        with pytest.raises(troupe.RequestFailed) as failed:
+            stream.result()
+        assert failed.value.error == "CANCELLED"
+        assert "923" in client.chat(QUESTION, temperature=0).result().text
+
+
+def test_asyncio_runs_many_at_once(endpoint):
+    async def run() -> list[troupe.Answer]:
+        async with troupe.AsyncClient(endpoint) as client:
+            streams = [await client.chat(QUESTION, temperature=0) for _ in range(16)]
+            return await asyncio.gather(*(stream.result() for stream in streams))
+
+    answers = asyncio.run(run())
+    assert len({answer.text for answer in answers}) == 1 and "923" in answers[0].text

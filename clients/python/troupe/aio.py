@@ -1,0 +1,123 @@
+"""troupe/aio.py - the asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, AsyncIterator, Sequence
+
+import zmq
+import zmq.asyncio
+
+from .codec import FrameError, decode, encode
+from .common import (Answer, ChatMessage, Finished, Keys, Prompt, RequestFailed, Tokens, Writer, chat_content,
+                     complete_content, default_endpoint, prepare, understand)
+
+
+class AsyncStream(AsyncIterator[Tokens]):
+    """One request: iterate over its tokens with `async for`, or await result()."""
+
+    def __init__(self, client: AsyncClient, request: bytes):
+        self.request = request
+        self.finished: Finished | None = None
+        self._client = client
+        self._events: asyncio.Queue[Tokens | Finished | RequestFailed] = asyncio.Queue()
+        self._is_over = False
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Tokens:
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            event = await asyncio.wait_for(self._events.get(), self._client.silence_seconds)
+        except asyncio.TimeoutError:
+            await self.cancel()
+            self._end()
+            raise TimeoutError(f"nothing was heard for {self._client.silence_seconds} s; is the company up?") from None
+        if isinstance(event, Tokens):
+            return event
+        self._end()
+        if isinstance(event, RequestFailed):
+            raise event
+        self.finished = event
+        raise StopAsyncIteration
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._client._streams.pop(self.request, None)
+
+    async def result(self) -> Answer:
+        """Wait for the end.  Raises RequestFailed."""
+        answer = Answer()
+        async for tokens in self:
+            answer.add(tokens)
+        answer.finished = self.finished
+        return answer
+
+    async def cancel(self) -> None:
+        """Stop it; the stream then ends with RequestFailed (CANCELLED)."""
+        if not self._is_over:
+            await self._client._socket.send(encode(self._client._writer.cancel(self.request)))
+
+
+class AsyncClient:
+    """As Client, for one event loop: `async with AsyncClient() as client`."""
+
+    def __init__(self, endpoint: str | None = None, key: str = "", model: str = "", keys: Keys | None = None,
+                 silence_seconds: float = 60.0):
+        self.silence_seconds = silence_seconds
+        self._writer = Writer(key, model)
+        self._streams: dict[bytes, AsyncStream] = {}
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        prepare(self._socket, keys)
+        self._socket.connect(endpoint or default_endpoint())
+        self._reader: asyncio.Task[None] | None = None
+
+    async def complete(self, prompt: Prompt, **options: Any) -> AsyncStream:
+        """Continue a text, or token ids."""
+        return await self._submit(*complete_content(prompt), options)
+
+    async def chat(self, messages: Sequence[ChatMessage], **options: Any) -> AsyncStream:
+        """Answer a conversation: messages as in OpenAI's API."""
+        return await self._submit(*chat_content(messages), options)
+
+    async def close(self) -> None:
+        for stream in list(self._streams.values()):
+            await stream.cancel()
+            stream._end()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        self._socket.close()
+        self._context.term()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def _submit(self, kind: int, content: bytes, options: dict[str, Any]) -> AsyncStream:
+        message = self._writer.submit(kind, content, options)
+        stream = AsyncStream(self, message.request)
+        data = encode(message)
+        self._streams[message.request] = stream
+        if self._reader is None:
+            self._reader = asyncio.get_running_loop().create_task(self._read())
+        await self._socket.send(data)
+        return stream
+
+    async def _read(self) -> None:
+        while True:
+            frame = await self._socket.recv()
+            try:
+                messages = decode(frame)
+            except FrameError:
+                continue  # a peer's nonsense is dropped
+            for message in messages:
+                stream, event = self._streams.get(message.request), understand(message)
+                if stream is not None and event is not None:
+                    stream._events.put_nowait(event)
