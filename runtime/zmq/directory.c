@@ -44,35 +44,68 @@ err_t world_directory(const config_t *config, char *buf, size_t cap)
     return ERR_OK;
 }
 
+static void print_lock_path(const actor_t *world, char *buf, size_t cap)
+{
+    (void)snprintf(buf, cap, "%s/%s-%u.lock", world->directory, role_names[world->self.role],
+                   world->self.index);
+}
+
+/* Whether the file that we locked is still the one under that name: its last owner removed it on
+ * leaving. */
+static bool is_current(int descriptor, const char *path)
+{
+    struct stat held, named;
+    return fstat(descriptor, &held) == 0 && stat(path, &named) == 0 &&
+           held.st_ino == named.st_ino && held.st_dev == named.st_dev;
+}
+
+static err_t refuse_second(actor_t *world, int descriptor, const char *path)
+{
+    char owner[32] = "";
+    if (read(descriptor, owner, sizeof owner - 1) < 0) owner[0] = 0;
+    actor_log(world, LOG_ERROR, "WIRE-IDENTITY",
+              "%s.%u already runs as process %s; its lock is %s. Stop it first, or choose another "
+              "wire.directory",
+              role_names[world->self.role], world->self.index, owner, path);
+    return ERR_CONFIG;
+}
+
 err_t identity_lock(actor_t *world)
 {
     char path[PATH_BYTES + 64];
-    const char *role = role_names[world->self.role];
-    (void)snprintf(path, sizeof path, "%s/%s-%u.lock", world->directory, role, world->self.index);
-    int descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (descriptor < 0) {
-        actor_log(world, LOG_ERROR, "WIRE-LOCK", "%s: %s", path, strerror(errno));
-        return ERR_IO;
-    }
-    if (flock(descriptor, LOCK_EX | LOCK_NB)) {
-        char owner[32] = "";
-        if (read(descriptor, owner, sizeof owner - 1) < 0) owner[0] = 0;
-        actor_log(
-            world, LOG_ERROR, "WIRE-IDENTITY",
-            "%s.%u already runs as process %s; its lock is %s. Stop it first, or choose another "
-            "wire.directory",
-            role, world->self.index, owner, path);
+    print_lock_path(world, path, sizeof path);
+    for (;;) {
+        int descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (descriptor < 0) {
+            actor_log(world, LOG_ERROR, "WIRE-LOCK", "%s: %s", path, strerror(errno));
+            return ERR_IO;
+        }
+        if (flock(descriptor, LOCK_EX | LOCK_NB)) {
+            err_t error = refuse_second(world, descriptor, path);
+            (void)close(descriptor);
+            return error;
+        }
+        world->lock_descriptor = descriptor;
+        if (is_current(descriptor, path)) break;
         (void)close(descriptor);
-        return ERR_CONFIG;
+        world->lock_descriptor = -1;
     }
-    if (ftruncate(descriptor, 0) || dprintf(descriptor, "%d", (int)getpid()) < 0)
+    if (ftruncate(world->lock_descriptor, 0) ||
+        dprintf(world->lock_descriptor, "%d", (int)getpid()) < 0)
         actor_log(world, LOG_WARN, "WIRE-LOCK", "%s: %s", path, strerror(errno));
-    world->lock_descriptor = descriptor;
     return ERR_OK;
 }
 
+/* The socket's file first: while we hold the lock nobody else has bound it. */
 void identity_unlock(actor_t *world)
 {
-    if (world->lock_descriptor >= 0) (void)close(world->lock_descriptor);
+    static const char ipc[] = "ipc://";
+    char path[PATH_BYTES + 64];
+    if (world->lock_descriptor < 0) return;
+    size_t size = world_endpoint(world->config, world->self, path, sizeof path);
+    if (size > 0 && strncmp(path, ipc, sizeof ipc - 1) == 0) (void)unlink(path + sizeof ipc - 1);
+    print_lock_path(world, path, sizeof path);
+    (void)unlink(path);
+    (void)close(world->lock_descriptor);
     world->lock_descriptor = -1;
 }

@@ -4,6 +4,8 @@
 
 #include <zmq.h>
 
+#include "runtime/zmq/state.h"
+
 static const address_t ingress = { ROLE_ingress, 0 }, prefill_lb = { ROLE_prefill_lb, 0 };
 
 /* If this failed, no actor could speak to any other. */
@@ -93,9 +95,25 @@ static void test_links_second_instance_is_refused_first_unharmed(void **state)
     toy_config_free(config);
 }
 
-static int task_check_garbage(toy_t *toy, actor_t *world, void *arg)
+typedef struct {
+    double refused, stale, unexpected;
+} counts_t;
+
+static int task_counts(toy_t *toy, actor_t *world, void *arg)
 {
+    const double *slots = world->metrics.slots;
+    *(counts_t *)arg =
+        (counts_t){ .refused = slots[metric_descs[METRIC_frames_refused_total].slot],
+                    .stale = slots[metric_descs[METRIC_messages_stale_total].slot],
+                    .unexpected = slots[metric_descs[METRIC_messages_unexpected_total].slot] };
     return 0;
+}
+
+static counts_t counts_of(toy_t *toy)
+{
+    counts_t counts;
+    assert_int_equal(toy_do(toy, task_counts, &counts), 0);
+    return counts;
 }
 
 /* If this failed, any process of this user could stop an actor by sending it rubbish. */
@@ -120,10 +138,110 @@ static void test_links_garbage_frames_are_counted_and_survived(void **state)
     assert_int_equal(toy_send(a, prefill_lb, 7, 1), ERR_OK);
     assert_true(toy_wait(b, MSG_cancel, 1));
     assert_int_equal(toy_event(b, MSG_cancel, 0).header.request.lo, 7);
-    assert_int_equal(toy_do(b, task_check_garbage, NULL), 0);
+    while (counts_of(b).refused < 134)
+        usleep(10000); /* each message of one part, each group of parts */
+    assert_true(counts_of(b).refused < 202);
+    assert_int_equal(toy_count(b, MSG_peer_down), 0);
     (void)zmq_close(socket);
     (void)zmq_ctx_term(context);
     assert_int_equal(toy_stop(a), ERR_OK);
+    assert_int_equal(toy_stop(b), ERR_OK);
+    toy_config_free(config);
+}
+
+/* Somebody who speaks ZeroMQ, but is none of ours. */
+typedef struct {
+    void *context, *socket;
+} stranger_t;
+
+static stranger_t stranger_open(const config_t *config, const char *id)
+{
+    char endpoint[256];
+    int linger_ms = 0;
+    stranger_t self = { zmq_ctx_new(), NULL };
+    self.socket = zmq_socket(self.context, ZMQ_DEALER);
+    assert_true(world_endpoint(config, prefill_lb, endpoint, sizeof endpoint) > 0);
+    assert_int_equal(zmq_setsockopt(self.socket, ZMQ_ROUTING_ID, id, strlen(id)), 0);
+    assert_int_equal(zmq_setsockopt(self.socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms), 0);
+    assert_int_equal(zmq_connect(self.socket, endpoint), 0);
+    return self;
+}
+
+static void stranger_close(stranger_t *self)
+{
+    (void)zmq_close(self->socket);
+    (void)zmq_ctx_term(self->context);
+}
+
+static void stranger_says(stranger_t *self, const msg_t *m)
+{
+    uint8_t buf[8192];
+    size_t size = msg_encode(m, buf, sizeof buf);
+    assert_true(size > 0);
+    assert_int_equal(zmq_send(self->socket, buf, size, 0), size);
+}
+
+static void stranger_cancels(stranger_t *self, u64 epoch, u64 to_epoch, u64 number)
+{
+    msg_t m;
+    msg_init(&m, MSG_cancel);
+    m.header.epoch = epoch;
+    m.header.to_epoch = to_epoch;
+    m.header.request.lo = number;
+    stranger_says(self, &m);
+}
+
+static void stranger_greets(stranger_t *self, u64 epoch, u32 role, u64 model_key)
+{
+    msg_t m;
+    msg_init(&m, MSG_hello);
+    m.header.epoch = epoch;
+    m.hello.role = role;
+    m.hello.model_key = model_key;
+    stranger_says(self, &m);
+}
+
+/* If this failed, a message of a dead life, or meant for one, would change an actor's state (I8).
+ */
+static void test_links_messages_of_other_epochs_are_dropped_and_counted(void **state)
+{
+    config_t *config = toy_config();
+    config->timing.dead_ms = 20000; /* the stranger does not beat */
+    toy_t *b = toy_start(config, prefill_lb, 22);
+    stranger_t stranger = stranger_open(config, "ingress.0");
+    stranger_cancels(&stranger, 5, 0, 1); /* before hello */
+    stranger_greets(&stranger, 5, ROLE_ingress, 0);
+    stranger_cancels(&stranger, 5, 22, 2);
+    stranger_cancels(&stranger, 4, 22, 3); /* of an older life */
+    stranger_cancels(&stranger, 6, 22, 4); /* of a life that did not greet */
+    stranger_cancels(&stranger, 5, 21, 5); /* for an older life of ours */
+    stranger_greets(&stranger, 4, ROLE_ingress, 0);
+    stranger_greets(&stranger, 5, ROLE_kv_store, 0); /* not who its routing id says */
+    stranger_cancels(&stranger, 5, 22, 6);
+    assert_true(toy_wait(b, MSG_cancel, 2));
+    assert_int_equal(toy_event(b, MSG_cancel, 0).header.request.lo, 2);
+    assert_int_equal(toy_event(b, MSG_cancel, 1).header.request.lo, 6);
+    assert_int_equal(toy_count(b, MSG_peer_up), 1);
+    assert_int_equal((int)counts_of(b).stale, 5);
+    assert_int_equal((int)counts_of(b).refused, 1);
+    stranger_close(&stranger);
+    assert_int_equal(toy_stop(b), ERR_OK);
+    toy_config_free(config);
+}
+
+/* If this failed, KV of one model would be decoded with the weights of another. */
+static void test_links_other_model_is_refused(void **state)
+{
+    config_t *config = toy_config();
+    toy_t *b = toy_start_model(config, prefill_lb, 22, 1234);
+    stranger_t other = stranger_open(config, "ingress.0");
+    stranger_greets(&other, 5, ROLE_ingress, 1235);
+    stranger_cancels(&other, 5, 22, 1);
+    while (counts_of(b).stale < 1) usleep(10000);
+    assert_int_equal(toy_count(b, MSG_peer_up), 0);
+    stranger_greets(&other, 5, ROLE_ingress, 1234);
+    assert_true(toy_wait(b, MSG_peer_up, 1));
+    stranger_close(&other);
     assert_int_equal(toy_stop(b), ERR_OK);
     toy_config_free(config);
 }
@@ -136,6 +254,8 @@ int main(void)
         cmocka_unit_test(test_links_peer_restarts_new_epoch_is_told),
         cmocka_unit_test(test_links_second_instance_is_refused_first_unharmed),
         cmocka_unit_test(test_links_garbage_frames_are_counted_and_survived),
+        cmocka_unit_test(test_links_messages_of_other_epochs_are_dropped_and_counted),
+        cmocka_unit_test(test_links_other_model_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,6 +31,7 @@ typedef struct {
     address_t peer; /* of peer_up, peer_down */
     u64 epoch;      /* of peer_up, peer_down */
     msg_pool_done_t pool_done;
+    msg_process_exited_t exited;
 } toy_event_t;
 
 typedef struct toy toy_t;
@@ -92,6 +93,7 @@ static inline void toy_on_any(void *self, actor_t *world, const msg_t *m)
             event->peer = (address_t){ (role_t)m->peer_down.role, m->peer_down.index };
             event->epoch = m->peer_down.peer_epoch;
         }
+        if (m->type == MSG_process_exited) event->exited = m->process_exited;
         if (m->type == MSG_pool_done) event->pool_done = m->pool_done;
         toy->count++;
     }
@@ -148,8 +150,14 @@ static inline void toy_class(actor_class_t *class, role_t role)
     class->on[MSG_report] = NULL;
 }
 
-static inline toy_t *toy_start_with(const config_t *config, address_t who, uint64_t epoch,
-                                    err_t (*setup)(actor_t *world))
+typedef struct {
+    uint64_t epoch, model_key;
+    err_t (*setup)(actor_t *world); /* inside init; may be NULL */
+    const char *program, *config_file;
+    bool is_one_process;
+} toy_options_t;
+
+static inline toy_t *toy_start_as(const config_t *config, address_t who, toy_options_t options)
 {
     toy_t *toy = calloc(1, sizeof *toy);
     assert_non_null(toy);
@@ -158,11 +166,15 @@ static inline toy_t *toy_start_with(const config_t *config, address_t who, uint6
     pthread_mutex_init(&toy->lock, NULL);
     pthread_cond_init(&toy->changed, NULL);
     toy->config = config;
-    toy->setup = setup;
+    toy->setup = options.setup;
     toy_class(&toy->class, who.role);
     toy->options = (world_options_t){ .class = &toy->class,
                                       .index = who.index,
-                                      .epoch = epoch,
+                                      .epoch = options.epoch,
+                                      .model_key = options.model_key,
+                                      .program = options.program,
+                                      .config_file = options.config_file,
+                                      .is_one_process = options.is_one_process,
                                       .config = config,
                                       .stop_descriptor = eventfd(0, EFD_CLOEXEC) };
     toy->is_started = true;
@@ -173,6 +185,18 @@ static inline toy_t *toy_start_with(const config_t *config, address_t who, uint6
     }
     assert_int_equal(pthread_create(&toy->thread, NULL, toy_thread, toy), 0);
     return toy;
+}
+
+static inline toy_t *toy_start_with(const config_t *config, address_t who, uint64_t epoch,
+                                    err_t (*setup)(actor_t *world))
+{
+    return toy_start_as(config, who, (toy_options_t){ .epoch = epoch, .setup = setup });
+}
+
+static inline toy_t *toy_start_model(const config_t *config, address_t who, uint64_t epoch,
+                                     uint64_t model_key)
+{
+    return toy_start_as(config, who, (toy_options_t){ .epoch = epoch, .model_key = model_key });
 }
 
 static inline toy_t *toy_start(const config_t *config, address_t who, uint64_t epoch)

@@ -1,0 +1,165 @@
+/* tests/world/test_processes.c - the supervisor's port starts actors as processes or threads, stops
+ * them and hears how they ended. */
+#include "toy.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "runtime/process.h"
+
+static const address_t supervisor = { ROLE_supervisor, 0 }, director = { ROLE_director, 0 },
+                       kv_store = { ROLE_kv_store, 0 };
+
+/* The director of these tests answers nothing; it is only there. */
+static const actor_class_t quiet_class = { .name = "director",
+                                           .role = ROLE_director,
+                                           .state_size = 1 };
+static err_t fail_init(void *self, actor_t *world)
+{
+    return ERR_MODEL;
+}
+static const actor_class_t failing_class = {
+    .name = "kv_store", .role = ROLE_kv_store, .state_size = 1, .init = fail_init
+};
+
+const actor_class_t *const actor_classes[ROLES_MAX] = {
+    [ROLE_director] = &quiet_class, [ROLE_kv_store] = &failing_class
+};
+
+/* As `troupe actor --role R --index I --epoch E --config DIRECTORY` would. */
+static int run_child(char **arguments)
+{
+    static config_loaded_t loaded;
+    static const char *const names[] = { "actor", "--role",  NULL, "--index",
+                                         "0",     "--epoch", NULL, "--config" };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (names[i] && strcmp(arguments[i + 1], names[i]) != 0) return 90;
+    config_init(&loaded);
+    snprintf(loaded.config.wire.directory, sizeof loaded.config.wire.directory, "%s", arguments[9]);
+    bool is_director = strcmp(arguments[3], "director") == 0;
+    world_options_t options = { .class = is_director ? &quiet_class : &failing_class,
+                                .epoch = strtoull(arguments[7], NULL, 10),
+                                .config = &loaded.config };
+    return (int)world_run(&options);
+}
+
+typedef struct {
+    address_t who;
+    uint64_t epoch;
+    uint32_t pid;
+    bool is_forced;
+} order_t;
+
+static int task_start(toy_t *toy, actor_t *world, void *arg)
+{
+    order_t *order = arg;
+    return (int)actor_process_start(world, order->who, order->epoch, &order->pid);
+}
+
+static int task_stop(toy_t *toy, actor_t *world, void *arg)
+{
+    const order_t *order = arg;
+    actor_process_stop(world, order->pid, order->is_forced);
+    return 0;
+}
+
+static toy_t *start_supervisor(const config_t *config, bool is_one_process)
+{
+    return toy_start_as(config, supervisor,
+                        (toy_options_t){ .epoch = 1,
+                                         .program = "/proc/self/exe",
+                                         .config_file = config->wire.directory,
+                                         .is_one_process = is_one_process });
+}
+
+static msg_process_exited_t exit_of(toy_t *toy, uint32_t nth)
+{
+    assert_true(toy_wait(toy, MSG_process_exited, nth + 1));
+    return toy_event(toy, MSG_process_exited, nth).exited;
+}
+
+/* If this failed, a dead worker would not be restarted, or two of them would run. */
+static void start_stop_and_fail(bool is_one_process)
+{
+    config_t *config = toy_config();
+    toy_t *toy = start_supervisor(config, is_one_process);
+    order_t first = { .who = director, .epoch = 10 }, second = { .who = director, .epoch = 11 },
+            failing = { .who = kv_store, .epoch = 12 };
+    assert_int_equal(toy_do(toy, task_start, &first), ERR_OK);
+    assert_true(first.pid > 0);
+    assert_true(toy_wait(toy, MSG_peer_up, 1));
+    assert_int_equal(toy_event(toy, MSG_peer_up, 0).epoch, 10);
+    assert_int_equal(toy_do(toy, task_stop, &first), 0);
+    msg_process_exited_t ended = exit_of(toy, 0);
+    assert_int_equal(ended.pid, first.pid);
+    assert_int_equal(ended.role, ROLE_director);
+    assert_string_equal(ended.how, "exit status 0");
+    assert_int_equal(toy_do(toy, task_start, &second), ERR_OK);
+    assert_true(second.pid != first.pid);
+    assert_true(toy_wait(toy, MSG_peer_up, 2));
+    second.is_forced = true;
+    assert_int_equal(toy_do(toy, task_stop, &second), 0);
+    ended = exit_of(toy, 1);
+    assert_int_equal(ended.pid, second.pid);
+    assert_string_equal(ended.how, is_one_process ? "exit status 0" : "signal 9 (Killed)");
+    assert_int_equal(toy_do(toy, task_start, &failing), ERR_OK);
+    char expected[32];
+    snprintf(expected, sizeof expected, "exit status %d", (int)ERR_MODEL);
+    assert_string_equal(exit_of(toy, 2).how, expected);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
+static void test_processes_children_are_started_stopped_and_mourned(void **state)
+{
+    start_stop_and_fail(false);
+}
+
+static void test_processes_threads_are_started_stopped_and_mourned(void **state)
+{
+    start_stop_and_fail(true);
+}
+
+/* If this failed, a supervisor that was killed would leave a company behind that nobody watches. */
+static void test_processes_supervisor_ends_children_end_too(void **state)
+{
+    for (int is_one_process = 0; is_one_process < 2; is_one_process++) {
+        config_t *config = toy_config();
+        toy_t *toy = start_supervisor(config, is_one_process);
+        order_t order = { .who = director, .epoch = 10 };
+        assert_int_equal(toy_do(toy, task_start, &order), ERR_OK);
+        assert_true(toy_wait(toy, MSG_peer_up, 1));
+        assert_int_equal(toy_stop(toy), ERR_OK);
+        int tries = 0;
+        while (!is_one_process && waitpid((pid_t)order.pid, NULL, WNOHANG) == 0) {
+            assert_true(++tries < 1000);
+            usleep(10000);
+        }
+        toy_config_free(config);
+    }
+}
+
+/* If this failed, a program that cannot be run would look like one that runs. */
+static void test_processes_missing_program_exit_is_told(void **state)
+{
+    config_t *config = toy_config();
+    toy_t *toy = toy_start_as(config, supervisor,
+                              (toy_options_t){ .epoch = 1, .program = "/nonexistent/troupe" });
+    order_t order = { .who = director, .epoch = 10 };
+    assert_int_equal(toy_do(toy, task_start, &order), ERR_OK);
+    assert_string_equal(exit_of(toy, 0).how, "exit status 127");
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
+int main(int count, char **arguments)
+{
+    if (count == 10) return run_child(arguments);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_processes_children_are_started_stopped_and_mourned),
+        cmocka_unit_test(test_processes_threads_are_started_stopped_and_mourned),
+        cmocka_unit_test(test_processes_supervisor_ends_children_end_too),
+        cmocka_unit_test(test_processes_missing_program_exit_is_told),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
