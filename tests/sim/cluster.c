@@ -25,7 +25,7 @@ enum {
     LATE_US = 20 * SECOND_US, /* clients of the healed company */
     PATIENCE_US = 12 * SECOND_US,
     REST_US = 8 * SECOND_US,
-    CLIENTS = 60,
+    CLIENTS = 130,
     CLIENTS_LATE = 12,
 };
 
@@ -75,7 +75,7 @@ static void configure(cluster_t *self)
     free(defaults);
     snprintf(config->model.path, sizeof config->model.path, "%s", SOURCE_DIR "/models/tiny");
     config->engine.kind = 1;
-    config->engine.stub_token_us = (int64_t)cluster_between(self, 2000, 20000);
+    config->engine.stub_token_us = (int64_t)cluster_between(self, 2000, 40000);
     config->engine.stub_prefill_token_ns = (int64_t)cluster_between(self, 10000, 200000);
     config->company.ingresses = 1 + (int64_t)cluster_below(self, 2);
     config->company.prefill_ep = 1 + (int64_t)cluster_below(self, 2);
@@ -129,10 +129,10 @@ static void build(cluster_t *self)
     options.delay_mean_us = (uint32_t)cluster_between(self, 50, 3000);
     options.turn_us = (uint32_t)cluster_between(self, 1, 200);
     if (!self->options.is_calm) {
-        options.engine_failure_rate = faults_rate(self, 0.02);
+        options.engine_failure_rate = faults_rate(self, 0.1);
         options.engine_slow_rate = faults_rate(self, 0.02);
-        options.pull_lost_rate = faults_rate(self, 0.05);
-        options.pull_corrupt_rate = faults_rate(self, 0.05);
+        options.pull_lost_rate = faults_rate(self, 0.2);
+        options.pull_corrupt_rate = faults_rate(self, 0.2);
         options.duplicate_rate = faults_rate(self, 0.3);
     }
     self->sim = self->journal.sim = sim_new(&options);

@@ -126,8 +126,8 @@ typedef struct {
 } fault_t;
 
 static const fault_t faults[] = {
-    { do_kill, 8 },  { do_pause, 6 }, { do_disconnect, 40 },
-    { do_clog, 40 }, { do_slow, 5 },  { do_replay, 60 },
+    { do_kill, 20 },  { do_pause, 15 }, { do_disconnect, 120 },
+    { do_clog, 120 }, { do_slow, 8 },   { do_replay, 200 },
 };
 
 void faults_schedule(cluster_t *self)
