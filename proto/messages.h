@@ -86,9 +86,10 @@ typedef struct {
     u32 attempt;          /* of that request; grows with every re-submission */
     u64 epoch;            /* the sender's life */
     u64 to_epoch;         /* the receiver's life as the sender knows it; 0: not known */
-    u64 sequence;         /* counts the messages of this sender on this link; hello and heartbeat repeat the last */
-    u64 sent_us;          /* sender's clock when it was sent; us */
-    address_t from;       /* not on the wire: filled in by the receiving world from the link */
+    u64 sequence; /* counts the messages of this sender on this link; hello and heartbeat repeat the
+                     last */
+    u64 sent_us;  /* sender's clock when it was sent; us */
+    address_t from; /* not on the wire: filled in by the receiving world from the link */
 } header_t;
 
 /* One plain struct per message.  BYTES fields are borrowed; all else is a value.  `end` is there

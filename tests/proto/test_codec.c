@@ -415,7 +415,7 @@ static void test_codec_local_tags_and_foreign_versions_are_refused(void **state)
     hand = hand_header(199);
     PUT(&hand, 0x90);
     assert_int_equal(decode_hand(&hand), ERR_FRAME);
-    hand = hand_header(2);
+    hand = hand_header(4); /* status_request: no fields */
     PUT(&hand, 0x90);
     assert_int_equal(decode_hand(&hand), ERR_OK);
     hand.bytes[1] = 2;
