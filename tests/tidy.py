@@ -24,6 +24,7 @@ CLOCK_ROOMS = ("runtime/zmq/", "runtime/net/", "runtime/engine/", "runtime/ep/",
 ACTOR_WORDS = re.compile(
     r"\b(pthread_\w+|mtx_\w+|_Atomic|atomic_\w+|stdatomic|socket|zmq_\w+|zsock_\w+|malloc|calloc|realloc|free|"
     r"clock_gettime|getenv|fopen|open|read|write|printf|fprintf)\s*\(|#include <(pthread|stdatomic|sys/\w+|unistd|time)\.h>")
+ACTOR_GLOBAL = re.compile(r"^(static )?(?!const\b|extern\b|typedef\b|enum\b|return\b)(struct )?\w+ \**\w+(\[[^]]*\])*( =.*|;)$")
 TODO = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 UNDERSCORE = re.compile(r"^(?:[a-z]\w*[ *]+)+(_[a-z]\w*)\s*[(=;\[]|^#define (_[a-z]\w*)")
 
@@ -91,6 +92,8 @@ class Tidy:
             self.offend(path, number, f"clock or sleep outside the real world: {code.strip()[:70]}")
         if path.startswith("actors/") and ACTOR_WORDS.search(code):
             self.offend(path, number, f"actors may not do this: {code.strip()[:70]}")
+        if path.startswith("actors/") and ACTOR_GLOBAL.search(code.rstrip()) and "const" not in code:
+            self.offend(path, number, f"actors have no global variables: {code.strip()[:70]}")
         found = UNDERSCORE.search(code)
         if found:
             name = found.group(1) or found.group(2)
