@@ -74,39 +74,78 @@ static float weigh(float *scores, uint32_t seen, float scale, float *max, float 
     return lanes[0];
 }
 
-INLINE void add_values(const key_block_t *block, uint32_t keys, float *out, size_t out_stride,
-                       const float *weights, const float *factors, const uint32_t rows)
+/* out[r] = out[r] x factors[r] + the sum of weights[r][s] x values[s]. */
+typedef struct {
+    const float *values, *weights, *factors;
+    float *out;
+    size_t value_stride, out_stride;
+    uint32_t value, keys;
+} sums_t;
+
+INLINE void add_columns(const sums_t *self, uint32_t col, const uint32_t rows)
+{
+    vector_t sums[ROW_TILE * VALUE_VECTORS];
+    float *out = self->out + col;
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        UNROLL for (uint32_t v = 0; v < VALUE_VECTORS; v++) sums[r * VALUE_VECTORS + v] =
+            vector_set(self->factors[r]) * vector_load(out + r * self->out_stride + v * LANES);
+    }
+    const float *values = self->values + col;
+    for (uint32_t s = 0; s < self->keys; s++, values += self->value_stride) {
+        vector_t columns[VALUE_VECTORS];
+        UNROLL for (uint32_t v = 0; v < VALUE_VECTORS; v++) columns[v] =
+            vector_load(values + v * LANES);
+        UNROLL for (uint32_t r = 0; r < rows; r++)
+        {
+            vector_t weight = vector_set(self->weights[r * KEYS + s]);
+            UNROLL for (uint32_t v = 0; v < VALUE_VECTORS; v++) sums[r * VALUE_VECTORS + v] =
+                vector_fma(weight, columns[v], sums[r * VALUE_VECTORS + v]);
+        }
+    }
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        UNROLL for (uint32_t v = 0; v < VALUE_VECTORS; v++)
+            vector_store(out + r * self->out_stride + v * LANES, sums[r * VALUE_VECTORS + v]);
+    }
+}
+
+/* Functions of their own: inlined into their callers, the sums would no longer fit into the
+ * registers. */
+static __attribute__((noinline)) void add_columns_of_tile(const sums_t *self, uint32_t col)
+{
+    add_columns(self, col, ROW_TILE);
+}
+
+static __attribute__((noinline)) void add_columns_of_row(const sums_t *self, uint32_t col)
+{
+    add_columns(self, col, 1);
+}
+
+/* At most one vector of columns. */
+static void add_last_columns(const sums_t *self, uint32_t col, uint32_t row)
+{
+    uint32_t count = self->value - col < LANES ? self->value - col : LANES;
+    float *out = self->out + row * self->out_stride + col;
+    vector_t total = vector_load_some(out, count) * vector_set(self->factors[row]);
+    for (uint32_t s = 0; s < self->keys; s++)
+        total =
+            vector_fma(vector_set(self->weights[row * KEYS + s]),
+                       vector_load_some(self->values + s * self->value_stride + col, count), total);
+    vector_store_some(out, total, count);
+}
+
+static void add_values(const sums_t *self, uint32_t rows)
 {
     uint32_t col = 0;
-    for (; col + VALUE_VECTORS * LANES <= block->value; col += VALUE_VECTORS * LANES) {
-        vector_t sums[ROW_TILE * VALUE_VECTORS];
-        UNROLL for (uint32_t i = 0; i < rows * VALUE_VECTORS; i++) sums[i] =
-            vector_load(out + i / VALUE_VECTORS * out_stride + col + i % VALUE_VECTORS * LANES) *
-            vector_set(factors[i / VALUE_VECTORS]);
-        const float *values = block->values + col;
-        for (uint32_t s = 0; s < keys; s++, values += block->value_stride) {
-            vector_t columns[VALUE_VECTORS];
-            UNROLL for (uint32_t v = 0; v < VALUE_VECTORS; v++) columns[v] =
-                vector_load(values + v * LANES);
-            UNROLL for (uint32_t i = 0; i < rows * VALUE_VECTORS; i++) sums[i] =
-                vector_fma(vector_set(weights[i / VALUE_VECTORS * KEYS + s]),
-                           columns[i % VALUE_VECTORS], sums[i]);
-        }
-        UNROLL for (uint32_t i = 0; i < rows * VALUE_VECTORS; i++) vector_store(
-            out + i / VALUE_VECTORS * out_stride + col + i % VALUE_VECTORS * LANES, sums[i]);
+    for (; col + VALUE_VECTORS * LANES <= self->value; col += VALUE_VECTORS * LANES) {
+        if (rows == ROW_TILE)
+            add_columns_of_tile(self, col);
+        else
+            add_columns_of_row(self, col);
     }
-    for (; col < block->value; col += LANES) {
-        uint32_t count = block->value - col < LANES ? block->value - col : LANES;
-        for (uint32_t r = 0; r < rows; r++) {
-            vector_t total =
-                vector_load_some(out + r * out_stride + col, count) * vector_set(factors[r]);
-            for (uint32_t s = 0; s < keys; s++)
-                total = vector_fma(
-                    vector_set(weights[r * KEYS + s]),
-                    vector_load_some(block->values + s * block->value_stride + col, count), total);
-            vector_store_some(out + r * out_stride + col, total, count);
-        }
-    }
+    for (; col < self->value; col += LANES)
+        for (uint32_t r = 0; r < rows; r++) add_last_columns(self, col, r);
 }
 
 INLINE void attend_tile(const key_block_t *block, const queries_t *queries, uint32_t first,
@@ -118,17 +157,24 @@ INLINE void attend_tile(const key_block_t *block, const queries_t *queries, uint
                     .a_stride = queries->query_stride,
                     .depth = block->depth,
                     .out_stride = KEYS };
-    for (uint32_t s = 0; s < keys; s += 2) {
-        dots.b[0] = block->keys + s * block->key_stride;
-        dots.b[1] = s + 1 < keys ? dots.b[0] + block->key_stride : dots.b[0];
+    for (uint32_t s = 0; s < keys; s += DOT_COLUMNS) {
+        for (uint32_t j = 0; j < DOT_COLUMNS; j++)
+            dots.b[j] = block->keys + (s + j < keys ? s + j : keys - 1) * block->key_stride;
         dots.out = scores + s;
         dot_tile(&dots, rows);
     }
     for (uint32_t r = 0; r < rows; r++)
         factors[r] = weigh(scores + r * KEYS, keys_seen(sight, first + r), block->scale,
                            &queries->max[first + r], &queries->sum[first + r]);
-    add_values(block, keys, queries->out + first * queries->out_stride, queries->out_stride, scores,
-               factors, rows);
+    const sums_t sums = { .values = block->values,
+                          .weights = scores,
+                          .factors = factors,
+                          .out = queries->out + first * queries->out_stride,
+                          .value_stride = block->value_stride,
+                          .out_stride = queries->out_stride,
+                          .value = block->value,
+                          .keys = keys };
+    add_values(&sums, rows);
 }
 
 static void attend(const key_block_t *block, const queries_t *queries, uint32_t count,

@@ -122,6 +122,7 @@ static void multiply_panels(const gemm_t *gemm, uint32_t panel, uint32_t panels,
     uint32_t width = panels * PANEL, col = panel * PANEL,
              k_block = panels == 1 ? K_BLOCK : K_BLOCK_WIDE;
     int is_in_place = gemm->out->dtype == DTYPE_F32 && col + width <= gemm->w->rows;
+    size_t weight_bytes = gemm->w->dtype == DTYPE_F32 ? 4 : gemm->w->dtype == DTYPE_BF16 ? 2 : 1;
     tile_t tile = { .b = block, .b_stride = width, .a_stride = gemm->x_stride };
     tile.c = is_in_place ? row_f32(gemm->out, gemm->first_row) + col : sums;
     tile.c_stride = is_in_place ? gemm->out->stride : width;
@@ -129,8 +130,14 @@ static void multiply_panels(const gemm_t *gemm, uint32_t panel, uint32_t panels,
         tile.depth = gemm->w->cols - k < k_block ? gemm->w->cols - k : k_block;
         tile.is_first = k == 0;
         tile.a = gemm->x + k;
+        size_t next_row = (size_t)panel * gemm->w->cols + k + tile.depth;
         for (uint32_t i = 0; i < panels; i++)
             expand_panel(gemm->w, panel + i, k, tile.depth, block + (size_t)i * PANEL, width);
+        /* The memory is idle while rows pass over the block: the next block of a single panel
+         * follows this one. */
+        tile.next_step = panels == 1 ? weight_bytes * PANEL : 0;
+        tile.next = panels == 1 ? (const char *)gemm->w->packed + next_row * weight_bytes * PANEL
+                                : (const char *)block;
         if (panels == 1)
             multiply_narrow(tile, gemm->rows);
         else

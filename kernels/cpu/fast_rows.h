@@ -114,26 +114,26 @@ int NAME(combine)(queue_t *q, const tensor_t *out, const tensor_t *rows, const u
     return 0;
 }
 
-/* Four rows against two rows of weights at a time; out[r][0..count) = a[r] . b[0..count). */
+/* Four rows against a few rows of weights at a time; out[r][0..count) = a[r] . b[0..count). */
 static void dot_rows(dots_t dots, uint32_t rows, const float *b, uint32_t count)
 {
-    for (uint32_t n = 0; n < count; n += 2) {
-        float pair[8];
-        uint32_t r = 0, width = count - n < 2 ? 1 : 2;
-        dots_t tile = dots;
-        tile.b[0] = b + (size_t)n * dots.depth;
-        tile.b[1] = tile.b[0] + (width == 2 ? dots.depth : 0);
-        tile.out = pair;
-        tile.out_stride = 2;
-        for (; r < rows; r += r + 4 <= rows ? 4 : 1) {
-            tile.a = dots.a + r * dots.a_stride;
-            uint32_t done = r + 4 <= rows ? 4 : 1;
-            if (done == 4)
-                dot_tile(&tile, 4);
+    float totals[DOT_SUMS];
+    dots_t tile = dots;
+    tile.out = totals;
+    tile.out_stride = DOT_COLUMNS;
+    for (uint32_t r = 0, done = 0; r < rows; r += done) {
+        done = r + DOT_ROWS <= rows ? DOT_ROWS : 1;
+        tile.a = dots.a + r * dots.a_stride;
+        for (uint32_t n = 0; n < count; n += DOT_COLUMNS) {
+            uint32_t width = count - n < DOT_COLUMNS ? count - n : DOT_COLUMNS;
+            for (uint32_t j = 0; j < DOT_COLUMNS; j++)
+                tile.b[j] = b + (size_t)(j < width ? n + j : n) * dots.depth;
+            if (done == DOT_ROWS)
+                dot_tile(&tile, DOT_ROWS);
             else
                 dot_tile(&tile, 1);
             for (uint32_t i = 0; i < done; i++)
-                memcpy(dots.out + (r + i) * dots.out_stride + n, pair + 2 * (size_t)i,
+                memcpy(dots.out + (r + i) * dots.out_stride + n, totals + (size_t)i * DOT_COLUMNS,
                        width * sizeof(float));
         }
     }
@@ -212,6 +212,7 @@ static void absorb_query_head(const absorb_t *self, uint32_t h, float *weights, 
             uint32_t cols = heads->latent - col < NARROW_VECTORS * LANES ? heads->latent - col
                                                                          : NARROW_VECTORS * LANES;
             tile.b = weights + col;
+            tile.next = (const char *)tile.b;
             multiply_narrow(tile, rows);
             for (uint32_t r = 0; r < rows; r++)
                 memcpy(row_f32(self->out, t + r) + h * to + col,

@@ -16,7 +16,10 @@ typedef struct {
     float *c;
     size_t a_stride, b_stride, c_stride;
     uint32_t depth;
-    int is_first; /* c is written, not added to */
+    int is_first;     /* c is written, not added to */
+    const char *next; /* memory to fetch meanwhile, `next_step` bytes per row of b; b itself where
+                         nothing is due */
+    size_t next_step;
 } tile_t;
 
 INLINE void multiply_tile(const tile_t *tile, const uint32_t rows, const uint32_t vectors)
@@ -28,7 +31,9 @@ INLINE void multiply_tile(const tile_t *tile, const uint32_t rows, const uint32_
             tile->is_first ? vector_set(0) : vector_load(tile->c + r * tile->c_stride + v * LANES);
     }
     const float *a = tile->a, *b = tile->b;
-    for (uint32_t k = 0; k < tile->depth; k++, a++, b += tile->b_stride) {
+    const char *next = tile->next;
+    for (uint32_t k = 0; k < tile->depth; k++, a++, b += tile->b_stride, next += tile->next_step) {
+        _mm_prefetch(next, _MM_HINT_T1);
         vector_t columns[TILE_VECTORS_MAX];
         UNROLL for (uint32_t v = 0; v < vectors; v++) columns[v] = vector_load(b + v * LANES);
         UNROLL for (uint32_t r = 0; r < rows; r++)
@@ -82,35 +87,46 @@ static inline void multiply_wide(const tile_t *tile, uint32_t rows)
     if (rows == 3) multiply_tile(tile, 3, WIDE_VECTORS);
 }
 
-/* out[r][0..1] = a[r] . b[0..1] for rows of `depth` values. */
+/* out[r][j] = a[r] . b[j] for up to four rows and DOT_COLUMNS columns of `depth` values. */
+enum { DOT_ROWS = 4, DOT_COLUMNS = LANES == 16 ? 4 : 2, DOT_SUMS = DOT_ROWS * DOT_COLUMNS };
+
 typedef struct {
-    const float *a, *b[2];
+    const float *a, *b[DOT_COLUMNS];
     size_t a_stride;
     uint32_t depth;
     float *out;
     size_t out_stride;
 } dots_t;
 
-INLINE void dot_tile(const dots_t *dots, const uint32_t rows)
+INLINE void dot_vectors(const dots_t *dots, vector_t *sums, const uint32_t rows, uint32_t k,
+                        uint32_t count)
 {
-    vector_t sums[8];
-    UNROLL for (uint32_t i = 0; i < 2 * rows; i++) sums[i] = vector_set(0);
-    for (uint32_t k = 0; k < dots->depth; k += LANES) {
-        uint32_t count = dots->depth - k < LANES ? dots->depth - k : LANES;
-        vector_t left = vector_load_some(dots->b[0] + k, count),
-                 right = vector_load_some(dots->b[1] + k, count);
-        UNROLL for (uint32_t r = 0; r < rows; r++)
-        {
-            vector_t row = vector_load_some(dots->a + r * dots->a_stride + k, count);
-            sums[2 * r] = vector_fma(row, left, sums[2 * r]);
-            sums[2 * r + 1] = vector_fma(row, right, sums[2 * r + 1]);
-        }
-    }
+    vector_t columns[DOT_COLUMNS];
+    UNROLL for (uint32_t j = 0; j < DOT_COLUMNS; j++) columns[j] =
+        count == LANES ? vector_load(dots->b[j] + k) : vector_load_some(dots->b[j] + k, count);
     UNROLL for (uint32_t r = 0; r < rows; r++)
     {
-        dots->out[r * dots->out_stride] = vector_sum(sums[2 * r]);
-        dots->out[r * dots->out_stride + 1] = vector_sum(sums[2 * r + 1]);
+        const float *a = dots->a + r * dots->a_stride + k;
+        vector_t row = count == LANES ? vector_load(a) : vector_load_some(a, count);
+        UNROLL for (uint32_t j = 0; j < DOT_COLUMNS; j++) sums[r * DOT_COLUMNS + j] =
+            vector_fma(row, columns[j], sums[r * DOT_COLUMNS + j]);
     }
+}
+
+/* Missing rows are zeros in the trees of sums, so that a row's tree is always the same. */
+INLINE void dot_tile(const dots_t *dots, const uint32_t rows)
+{
+    vector_t sums[DOT_SUMS];
+    float totals[DOT_SUMS];
+    UNROLL for (uint32_t i = 0; i < DOT_SUMS; i++) sums[i] = vector_set(0);
+    uint32_t k = 0;
+    for (; k + LANES <= dots->depth; k += LANES) dot_vectors(dots, sums, rows, k, LANES);
+    if (k < dots->depth) dot_vectors(dots, sums, rows, k, dots->depth - k);
+    UNROLL for (uint32_t i = 0; i < rows * DOT_COLUMNS; i += 8)
+        vector_sum_eight(sums + i, totals + i);
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+        memcpy(dots->out + r * dots->out_stride, totals + (size_t)r * DOT_COLUMNS,
+               DOT_COLUMNS * sizeof(float));
 }
 
 /* The address of element `at` of data of this dtype. */

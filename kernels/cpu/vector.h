@@ -195,6 +195,26 @@ INLINE vector_t vector_scale_by_power(vector_t x, vector_t n)
 
 #endif
 
+INLINE __m256 fold_to_eight(vector_t x)
+{
+#ifdef __AVX512F__
+    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+#else
+    return x;
+#endif
+}
+
+/* out[i] = the sum of x[i], all eight in one tree. */
+INLINE void vector_sum_eight(const vector_t *x, float *out)
+{
+    __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(fold_to_eight(x[0]), fold_to_eight(x[1])),
+                                _mm256_hadd_ps(fold_to_eight(x[2]), fold_to_eight(x[3])));
+    __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(fold_to_eight(x[4]), fold_to_eight(x[5])),
+                                 _mm256_hadd_ps(fold_to_eight(x[6]), fold_to_eight(x[7])));
+    _mm256_storeu_ps(out, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                                        _mm256_permute2f128_ps(low, high, 0x31)));
+}
+
 /* exp for x up to 88; zero below -87, where results would be subnormal.  Relative error about 1e-7:
  * x = n ln 2 + r, the series of exp(r) to the seventh power for |r| <= ln 2 / 2. */
 INLINE vector_t vector_exp(vector_t x)
