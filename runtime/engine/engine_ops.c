@@ -44,7 +44,8 @@ typedef struct {
 
 typedef struct {
     engine_core_options_t options;
-    uint32_t blocks_max; /* of one slot */
+    uint32_t blocks_max;  /* of one slot */
+    uint32_t context_max; /* of a sequence that the model can compute; a pool may hold more */
     slot_t *slots;
     pass_t passes[PASSES];
     uint32_t *first_logits; /* [sequences_max]: where the logits of each entry of the step begin in
@@ -184,7 +185,9 @@ static err_t open_group(engine_t *self, const ops_t *ops, error_text_t *why)
 static err_t open_graph(engine_t *self, const ops_t *ops, error_text_t *why)
 {
     const engine_limits_t *limits = &self->options.limits;
-    size_t scratch = graph_queue_bytes(&self->model->config, limits->rows_max, limits->context_max);
+    uint32_t context = self->model->config.context;
+    self->context_max = limits->context_max < context ? limits->context_max : context;
+    size_t scratch = graph_queue_bytes(&self->model->config, limits->rows_max, self->context_max);
     self->queue = queue_new_cpu(scratch, (uint32_t)self->options.config->engine.threads);
     if (!self->queue || !make_slots(self) || !make_passes(self)) {
         snprintf(why->text, sizeof why->text, "no memory for %u sequences of %u tokens",
@@ -197,7 +200,7 @@ static err_t open_graph(engine_t *self, const ops_t *ops, error_text_t *why)
                               .group = self->group,
                               .rows_max = limits->rows_max,
                               .sequences_max = limits->sequences_max,
-                              .context_max = limits->context_max,
+                              .context_max = self->context_max,
                               .cache = self->options.pool };
     self->graph = graph_new(&graph, why);
     return self->graph ? ERR_OK : ERR_NO_SPACE;
@@ -252,26 +255,35 @@ static bool are_known(const engine_t *self, const uint32_t *ids, uint32_t count)
     return true;
 }
 
-/* A sequence with an unknown token stays open without tokens: its steps fail, and nobody else's. */
+/* What the model cannot compute: ids past its vocabulary, more tokens than its context. */
+static bool is_usable(const engine_t *self, const engine_open_t *sequence)
+{
+    return sequence->token_count <= self->context_max &&
+           sequence->generated <= sequence->token_count &&
+           are_known(self, sequence->tokens, sequence->token_count);
+}
+
+/* A sequence that the model cannot compute stays open without tokens: its own steps fail, and
+ * nobody else's. */
 static err_t start(void *core, uint32_t index, const engine_open_t *sequence)
 {
     engine_t *self = core;
     slot_t *slot = slot_at(self, index);
     invariant(!slot->is_open);
     if (!sequence->token_count || sequence->token_count > self->options.limits.context_max ||
-        sequence->bias_count > LOGIT_BIAS_MAX || sequence->generated > sequence->token_count)
+        sequence->bias_count > LOGIT_BIAS_MAX)
         return ERR_INVALID;
     slot->is_open = true;
     slot->sampling = *sequence->sampling;
-    slot->generated = sequence->generated;
     slot->block_count = 0;
     slot->bias_count = sequence->bias_count;
     if (slot->bias_count) {
         memcpy(slot->bias_ids, sequence->bias_ids, slot->bias_count * sizeof(uint32_t));
         memcpy(slot->bias_values, sequence->bias_values, slot->bias_count * sizeof(float));
     }
-    bool is_known = are_known(self, sequence->tokens, sequence->token_count);
-    slot->token_count = slot->start_count = is_known ? sequence->token_count : 0;
+    bool can_run = is_usable(self, sequence);
+    slot->generated = can_run ? sequence->generated : 0;
+    slot->token_count = slot->start_count = can_run ? sequence->token_count : 0;
     memcpy(slot->tokens, sequence->tokens, slot->token_count * sizeof(uint32_t));
     return ERR_OK;
 }
@@ -311,7 +323,7 @@ static bool is_sound(const engine_t *self, const engine_row_t *row)
     const slot_t *slot = &self->slots[row->slot];
     uint64_t end = (uint64_t)row->first + row->count;
     if (!slot->is_open || !row->count || end > slot->token_count) return false;
-    if (end > (uint64_t)slot->block_count * BLOCK_TOKENS) return false;
+    if (end > (uint64_t)slot->block_count * BLOCK_TOKENS || end > self->context_max) return false;
     if (!are_known(self, slot->tokens + row->first, row->count)) return false;
     return !row->is_last ||
            (end == slot->token_count && slot->token_count <= self->options.limits.context_max);

@@ -16,7 +16,7 @@
 #include "runtime/base/config.h"
 #include "runtime/engine/core.h"
 
-enum { SLOTS = 8, ROWS_MAX = 64, CONTEXT = 1024, BLOCKS = 64, IDS_MAX = 1024, CASES = 6 };
+enum { SLOTS = 8, ROWS_MAX = 64, CONTEXT = 8192, BLOCKS = 64, IDS_MAX = 1024, CASES = 6 };
 
 /* In rank bodies instead of cmocka's: a child must end, not go on with the parent's tests. */
 #define demand(condition)                                                                          \
@@ -282,6 +282,29 @@ static void test_engine_ops_unknown_token_fails_its_own_steps_only(void **state)
     close_engine(&engine);
 }
 
+/* If this failed, a pool with room for more than the model's context would let positions run past
+ * the rope table. */
+static void test_engine_ops_sequence_past_the_models_context_fails_its_own_steps_only(void **state)
+{
+    static uint32_t ids[CONTEXT];
+    engine_t engine;
+    engine_result_t results[4];
+    uint32_t count;
+    uint64_t model_us;
+    sampling_t sampling = greedy();
+    config_t config = make_config(1, "auto", 0);
+    open_engine(&engine, &config, 0);
+    engine_open_t sequence = { .tokens = ids, .token_count = 4097, .sampling = &sampling };
+    assert_int_equal(engine.class->start(engine.core, 0, &sequence), ERR_OK);
+    give_blocks(&engine, 0, 65);
+    engine_row_t row = { 0, 4090, 7, 1 };
+    assert_int_equal(engine.class->step(engine.core, &row, 1, results, 4, &count, &model_us),
+                     ERR_INVALID);
+    engine.class->release(engine.core, 0);
+    run_batch(&engine, (batch_t){ 1, 1, 64 });
+    close_engine(&engine);
+}
+
 /* If this failed, `echo` with logprobs would report other tokens' probabilities, or depend on the
  * chunks. */
 static void test_engine_ops_prompt_logprobs_cover_the_prompt_once(void **state)
@@ -420,6 +443,7 @@ int main(void)
         cmocka_unit_test(test_engine_ops_mixed_steps_give_the_references_tokens),
         cmocka_unit_test(test_engine_ops_unsound_rows_are_refused_whole),
         cmocka_unit_test(test_engine_ops_unknown_token_fails_its_own_steps_only),
+        cmocka_unit_test(test_engine_ops_sequence_past_the_models_context_fails_its_own_steps_only),
         cmocka_unit_test(test_engine_ops_prompt_logprobs_cover_the_prompt_once),
         cmocka_unit_test(test_engine_ops_resumed_stream_goes_on_with_the_same_tokens),
         cmocka_unit_test(test_engine_ops_two_and_four_ranks_give_the_references_tokens),
