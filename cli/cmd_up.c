@@ -46,19 +46,23 @@ static error_t parse(int key, char *value, struct argp_state *state)
 /* ---- what is written into the directory
  * ---------------------------------------------------------------- */
 
-/* Children and other commands may run elsewhere: paths become absolute. */
-static bool make_path_absolute(config_loaded_t *loaded)
+/* Children and other commands may run elsewhere: paths become absolute.  An empty one stays empty.
+ */
+static bool make_absolute(const char *key, char *path, size_t cap)
 {
-    char *path = realpath(loaded->config.model.path, NULL);
-    if (!path || strlen(path) >= sizeof loaded->config.model.path) {
-        complain("model.path %s: %s", loaded->config.model.path,
-                 strerror(path ? ENAMETOOLONG : errno));
-        free(path);
-        return false;
-    }
-    snprintf(loaded->config.model.path, sizeof loaded->config.model.path, "%s", path);
-    free(path);
-    return true;
+    if (!*path) return true;
+    char *real = realpath(path, NULL);
+    bool is_good = real && strlen(real) < cap;
+    if (!is_good) complain("%s %s: %s", key, path, strerror(real ? ENAMETOOLONG : errno));
+    if (is_good) snprintf(path, cap, "%s", real);
+    free(real);
+    return is_good;
+}
+
+static bool make_paths_absolute(config_t *config)
+{
+    return make_absolute("model.path", config->model.path, sizeof config->model.path) &&
+           make_absolute("wire.keys", config->wire.keys, sizeof config->wire.keys);
 }
 
 /* Mode 0600: the file may hold API keys. */
@@ -185,7 +189,7 @@ int cmd_up(int count, char **arguments)
     char configuration[512];
     parse_options(&argp, count, arguments, &given);
     config_loaded_t *loaded = config_open(&given.config, false);
-    if (!loaded || !make_path_absolute(loaded)) return EXIT_CONFIGURATION;
+    if (!loaded || !make_paths_absolute(&loaded->config)) return EXIT_CONFIGURATION;
     if (!company_file(&loaded->config, configuration, sizeof configuration))
         return EXIT_CONFIGURATION;
     if (company_is_running(&loaded->config)) {

@@ -1,0 +1,141 @@
+"""tests/api/test_cli.py - the troupe command as a person uses it: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from company import ROOT, TINY, TROUPE, company, free_port
+
+CASES = json.loads((ROOT / "tests" / "golden" / "tokenizer_cases.json").read_text())
+REFERENCE = json.loads((ROOT / "tests" / "golden" / "chat_reference.json").read_text())
+
+
+def troupe(*arguments: str, text: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(TROUPE), *arguments], input=text.encode(), capture_output=True, timeout=timeout, check=False)
+
+
+def out(done) -> str:
+    return done.stdout.decode()
+
+
+def test_tokenize_prints_the_ids_and_decodes_them():
+    for case in CASES[:20]:
+        done = troupe("tokenize", "--tokenizer", str(TINY), text=case["text"])
+        assert done.returncode == 0 and json.loads(out(done)) == case["tiny"]
+        back = troupe("tokenize", "--tokenizer", str(TINY), "--decode", text=out(done))
+        assert back.returncode == 0 and out(back) == case["text"]
+
+
+@pytest.mark.parametrize("text", ["", "[1, -2]", "[1.0e99]", "{}", "[\"a\"]"])
+def test_decode_refuses_what_are_no_ids(text):
+    done = troupe("tokenize", "--tokenizer", str(TINY), "--decode", text=text)
+    assert done.returncode == 1 and b"JSON array of ids" in done.stderr
+
+
+def test_run_continues_ids_and_text():
+    ids = ",".join(map(str, REFERENCE[0]["prompt_ids"]))
+    done = troupe("run", "--model", str(TINY), "--ids", ids, "--max-tokens", "24", "--json", "--ops", "judge")
+    answer = json.loads(out(done))
+    assert done.returncode == 0
+    assert answer["prompt_ids"] == REFERENCE[0]["prompt_ids"]
+    assert answer["ids"][-1] == 1 and len(answer["ids"]) == len(answer["top_logprobs"]) <= 24
+    assert all(top[0][0] == chosen for top, chosen in zip(answer["top_logprobs"], answer["ids"]))
+    text = troupe("run", "--model", str(TINY), "--prompt", "The", "--max-tokens", "4")
+    assert text.returncode == 0 and out(text).strip()
+
+
+@pytest.mark.parametrize("arguments, code, part", [
+    ([], 64, "Usage"),
+    (["nonsense"], 64, "there is no command"),
+    (["run"], 64, "--prompt or --ids"),
+    (["run", "--ids", "1", "--max-tokens", "0"], 64, "--max-tokens must be"),
+    (["run", "--model", "/nonexistent", "--ids", "1"], 1, "/nonexistent"),
+    (["run", "--model", str(TINY), "--ids", "1,99999"], 1, "--ids"),
+    (["tokenize", "--tokenizer", "/nonexistent"], 1, "No such file"),
+    (["config", "show", "--set", "nonsense.key=1"], 78, "nonsense"),
+    (["up", "--set", "model.path=/nonexistent"], 78, "model.path /nonexistent"),
+    (["actor", "--role", "nobody"], 64, "there is no actor"),
+])
+def test_what_is_wrong_is_said_with_its_exit_code(arguments, code, part):
+    done = troupe(*arguments)
+    assert done.returncode == code and part in done.stderr.decode()
+
+
+def test_config_show_is_a_configuration_that_check_accepts(tmp_path):
+    shown = troupe("config", "show", "--set", "decode.batch_max=64")
+    assert shown.returncode == 0 and "batch_max: 64" in out(shown)
+    file = tmp_path / "shown.yaml"
+    file.write_bytes(shown.stdout)
+    assert troupe("config", "check", str(file)).returncode == 0
+    file.write_text("decode:\n  batch_max: many\n")
+    done = troupe("config", "check", str(file))
+    assert done.returncode == 78 and f"{file}:2" in done.stderr.decode()
+
+
+def test_every_command_has_help_and_is_completed():
+    names = [line.split()[0] for line in out(troupe("help")).splitlines() if line.startswith("  ")]
+    assert len(names) >= 10
+    for name in names:
+        assert troupe(name, "--help").returncode == 0
+    script = out(troupe("completion", "bash"))
+    assert all(name in script for name in names)
+    assert subprocess.run(["bash", "-n"], input=script.encode(), check=False).returncode == 0
+
+
+def test_keys_are_private_and_kept(tmp_path):
+    keys = tmp_path / "keys"
+    assert troupe("keys", str(keys)).returncode == 0
+    assert keys.stat().st_mode & 0o777 == 0o700
+    secrets = sorted(keys.glob("*_secret"))
+    assert len(secrets) >= 12 and all(secret.stat().st_mode & 0o077 == 0 for secret in secrets)
+    before = [secret.read_bytes() for secret in secrets]
+    assert b"0 certificates" in troupe("keys", str(keys)).stdout
+    assert before == [secret.read_bytes() for secret in secrets]
+    keys.chmod(0o755)
+    assert troupe("keys", str(keys)).returncode == 1
+
+
+def test_nothing_runs_is_said(tmp_path):
+    where = ["--set", f"wire.directory={tmp_path}/wire"]
+    for command in (["status"], ["down"], ["chat", "Hello"], ["complete", "Hello"]):
+        done = troupe(*command, *where)
+        assert done.returncode == 69 and b"troupe up" in done.stderr
+
+
+def test_company_is_shown_talked_to_and_not_started_twice():
+    with company() as running:
+        where = ["--set", f"wire.directory={running.directory}"]
+        status = json.loads(out(troupe("status", "--json", *where)))
+        assert all(actor["is_up"] for actor in status["actors"])
+        table = out(troupe("status", *where))
+        assert "decode_worker.1" in table and "KV BLOCKS" in table and "\033" not in table
+        answer = troupe("chat", "What is 946 - 23?", "--hide-thinking", *where)
+        assert answer.returncode == 0 and "923" in out(answer)
+        talk = troupe("chat", *where, text="What is 946 - 23?\nWhat is 5 + 5?\n")
+        assert "923" in out(talk) and "10" in out(talk)
+        first, second = (troupe("complete", "The", "-n", "8", "-T", "1", "--seed", "3", *where) for _ in range(2))
+        assert first.returncode == 0 and first.stdout == second.stdout
+        again = troupe("up", *where)
+        assert again.returncode == 1 and b"already runs" in again.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--one-process"]])
+def test_down_stops_a_company_and_leaves_nothing(tmp_path, arguments):
+    wire = tmp_path / "wire"
+    where = ["--set", f"wire.directory={wire}"]
+    process = subprocess.Popen([str(TROUPE), "up", *arguments, *where, "--set", f"model.path={TINY}", "--set",
+                                f"http.listen=127.0.0.1:{free_port()}", "--set", "log.level=warn"], stdout=subprocess.PIPE)
+    try:
+        while b"Ctrl-C stops everything" not in process.stdout.readline():
+            assert process.poll() is None
+        assert (wire / "company.yaml").stat().st_mode & 0o777 == 0o600
+        done = troupe("down", *where)
+        assert done.returncode == 0 and out(done) == "stopped\n"
+        assert process.wait(10) == 0
+        assert not (wire / "company.yaml").exists() and not list(wire.glob("*.sock"))
+    finally:
+        process.kill()
+        process.wait()
