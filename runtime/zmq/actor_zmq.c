@@ -35,9 +35,20 @@ static void on_alarm(evutil_socket_t descriptor, short what, void *arg)
 static void on_stop_event(evutil_socket_t descriptor, short what, void *arg)
 {
     actor_t *world = arg;
-    uint64_t count = 1;
-    if ((what & EV_READ) && read(descriptor, &count, sizeof count) < 0) return;
-    world->stop_signals += (uint32_t)count;
+    uint64_t count = 0;
+    if (read(descriptor, &count, sizeof count) == (ssize_t)sizeof count)
+        world->stop_signals += (uint32_t)count;
+}
+
+/* One wish may arrive as two signals, to the process and to its group: only a later one is a
+ * second. */
+static void on_stop_signal(evutil_socket_t number, short what, void *arg)
+{
+    actor_t *world = arg;
+    uint64_t now_us = actor_now_us(world);
+    if (now_us - world->stop_signal_us < STOP_AGAIN_MS * 1000) return;
+    world->stop_signal_us = now_us;
+    world->stop_signals++;
 }
 
 /* ---- stopping
@@ -154,7 +165,7 @@ static void run_loop(actor_t *world)
 static err_t add_signal(actor_t *world, int which, int number)
 {
     world->stop_events[which] =
-        event_new(world->base, number, EV_SIGNAL | EV_PERSIST, on_stop_event, world);
+        event_new(world->base, number, EV_SIGNAL | EV_PERSIST, on_stop_signal, world);
     return world->stop_events[which] && !event_add(world->stop_events[which], NULL) ? ERR_OK
                                                                                     : ERR_IO;
 }

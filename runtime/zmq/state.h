@@ -21,6 +21,7 @@ enum {
     FRAMES_MARK_MIN = 16,  /* ...but at least this */
     TICK_MS = 20,          /* how often silence and unsent batches are looked at */
     STOP_DRAIN_MS = 10000, /* for running requests after SIGTERM */
+    STOP_AGAIN_MS = 500,   /* a second signal this much later ends the drain */
     STOP_LINGER_MS = 500,  /* for the last frames to leave */
     CHECK_EVERY = 1024,    /* handlers between two runs of class->check outside of tests */
     PATH_BYTES = 256,
@@ -119,6 +120,7 @@ struct actor {
     uint32_t handled; /* since the last check */
     bool is_stopping;
     uint32_t stop_signals;
+    uint64_t stop_signal_us;
     uint64_t stop_deadline_us;
 
     void *context; /* libzmq's; one for each actor, so that nothing is shared between threads */

@@ -61,9 +61,11 @@ static void overload(address_t from, address_t to)
     assert_true(toy_wait(receiver, MSG_cancel, (uint32_t)sent));
     assert_int_equal(toy_count(receiver, MSG_cancel), sent);
     uint64_t next = 0;
+    pthread_mutex_lock(&receiver->lock);
     for (uint32_t i = 0; i < receiver->count; i++)
         if (receiver->events[i].type == MSG_cancel)
             assert_int_equal(receiver->events[i].header.request.lo, next++);
+    pthread_mutex_unlock(&receiver->lock);
     assert_true(next >= MARK);
     assert_int_equal(toy_send(sender, to, sent, 10), ERR_OK);
     assert_true(toy_wait(receiver, MSG_cancel, (uint32_t)sent + 10));
