@@ -94,12 +94,29 @@ static bool is_before(candidate_t a, candidate_t b)
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
+/* Sixteen lanes, which compilers turn into vector instructions; NaN is never more than anything. */
+static float largest(const float *logits, uint32_t vocab)
+{
+    enum { LANES = 16 };
+    float lanes[LANES], most = -INFINITY;
+    uint32_t at = 0;
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = -INFINITY;
+    for (; at + LANES <= vocab; at += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            lanes[lane] = logits[at + (uint32_t)lane] > lanes[lane] ? logits[at + (uint32_t)lane]
+                                                                    : lanes[lane];
+    for (int lane = 0; lane < LANES; lane++) most = lanes[lane] > most ? lanes[lane] : most;
+    for (; at < vocab; at++) most = logits[at] > most ? logits[at] : most;
+    return most;
+}
+
+/* The lowest id of those with the largest logit; 0 when none is a number. */
 static uint32_t argmax(const float *logits, uint32_t vocab)
 {
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < vocab; i++)
-        if (logits[i] > logits[best]) best = i;
-    return best;
+    float most = largest(logits, vocab);
+    for (uint32_t i = 0; i < vocab; i++)
+        if (logits[i] == most) return i;
+    return 0;
 }
 
 /* Move heap[at] down; `sign` 1 keeps the first in order on top, -1 the last. */
@@ -179,7 +196,7 @@ void sample_logprobs(sample_scratch_t *scratch, const float *logits, uint32_t vo
               top_logprobs <= TOP_LOGPROBS_MAX);
     candidate_t top[TOP_LOGPROBS_MAX];
     uint32_t keep = top_logprobs < vocab ? top_logprobs : vocab;
-    double total = log_sum_exp(logits, vocab, logits[argmax(logits, vocab)]);
+    double total = log_sum_exp(logits, vocab, largest(logits, vocab));
     out->token = token;
     out->logprob = (float)((double)logits[token] - total);
     out->top_count = keep;
