@@ -1,7 +1,7 @@
 /* tests/sim/checkers.c - invariants that only an onlooker can check: I6, I7, I10. */
 #include "cluster.h"
 
-enum { BOUND_SLACK_MS = 500 };
+enum { BOUND_SLACK_MS = 500, CANCEL_US = 500000 };
 
 static uint32_t find(const cluster_t *self, request_id_t request)
 {
@@ -25,11 +25,26 @@ static void note_submit(cluster_t *self, const msg_t *m)
     if (at == self->submitted_count) {
         self->submitted[self->submitted_count++].request = m->header.request;
         self->submitted[at].attempt = 0;
+        self->submitted[at].cancelled_us = 0;
     }
     if (m->header.attempt < self->submitted[at].attempt)
         sim_fail(self->sim, "I8", "an ingress goes back from attempt %u to %u",
                  self->submitted[at].attempt, m->header.attempt);
     self->submitted[at].attempt = m->header.attempt;
+}
+
+/* What a client gave up is not worked on for long.  Only where no fault delays the cancel. */
+static void watch_cancel(cluster_t *self, address_t from, const msg_t *m)
+{
+    uint32_t at = find(self, m->header.request);
+    if (at == self->submitted_count || !self->options.is_calm) return;
+    uint64_t *cancelled_us = &self->submitted[at].cancelled_us;
+    uint64_t now_us = sim_now_us(self->sim);
+    if (m->type == MSG_cancel && from.role == ROLE_ingress && *cancelled_us == 0)
+        *cancelled_us = now_us;
+    if (m->type == MSG_tokens && *cancelled_us && now_us - *cancelled_us > CANCEL_US)
+        sim_fail(self->sim, "cancel", "%s.%u still generates %llu us after the cancel",
+                 role_names[from.role], from.index, (unsigned long long)(now_us - *cancelled_us));
 }
 
 /* I7: nobody gives work to a worker that has been dead or stopped for longer than the detection
@@ -39,6 +54,7 @@ static void on_send(void *context, address_t from, address_t to, const msg_t *m,
     cluster_t *self = context;
     if (m->type == MSG_submit) note_submit(self, m);
     if (answer != ERR_OK) return;
+    if (m->type == MSG_cancel || m->type == MSG_tokens) watch_cancel(self, from, m);
     if (m->type == MSG_decode_placed)
         to = (address_t){ ROLE_decode_worker, m->decode_placed.decode_worker };
     else if (m->type != MSG_prefill_assign && m->type != MSG_decode_assign)
@@ -74,12 +90,28 @@ bool checkers_is_idle(void *context)
     return true;
 }
 
+/* I10, as each ingress of this life counts. */
+static void check_counters(cluster_t *self, address_t ingress)
+{
+    double accepted = sim_metric(self->sim, ingress, METRIC_requests_accepted_total);
+    double finished = sim_metric(self->sim, ingress, METRIC_requests_finished_total);
+    double failed = sim_metric(self->sim, ingress, METRIC_requests_failed_total);
+    double cancelled = sim_metric(self->sim, ingress, METRIC_requests_cancelled_total);
+    if (accepted != finished + failed + cancelled)
+        sim_fail(self->sim, "I10",
+                 "ingress.%u accepted %.0f, but %.0f finished, %.0f failed, %.0f were cancelled",
+                 ingress.index, accepted, finished, failed, cancelled);
+    if (!self->options.has_fake_ingress && self->options.is_calm && accepted == 0)
+        sim_fail(self->sim, "I10", "ingress.%u has accepted nothing", ingress.index);
+}
+
 void checkers_at_rest(cluster_t *self)
 {
     for (uint32_t i = 0; i < sim_count(self->sim); i++) {
         address_t who = sim_address(self->sim, i);
         const actor_class_t *class = sim_class(self->sim, who);
         const void *state = sim_state(self->sim, who);
+        if (who.role == ROLE_ingress) check_counters(self, who);
         if (!state)
             sim_fail(self->sim, "I6", "%s.%u is dead at rest", role_names[who.role], who.index);
         if (state && class->is_idle && !class->is_idle(state))

@@ -50,6 +50,7 @@ typedef struct {
     struct {
         request_id_t request;
         uint32_t attempt;
+        uint64_t cancelled_us; /* 0: never */
     } submitted[SUBMITTED_MAX];
     uint32_t submitted_count;
     uint32_t prefix[4][512]; /* what prompts have in common */
