@@ -30,6 +30,25 @@ static uint64_t now_us(void)
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
+/* ---- bell and generation
+ * -------------------------------------------------------------------------------- */
+
+/* Partner: a sleeper counts itself before it compares the bell (in the kernel), so either it sees
+ * the new bell or we see the sleeper.  Both are sequentially consistent for that reason. */
+static void ring_bell(region_t *self)
+{
+    atomic_fetch_add(&self->head->bell, 1);
+    if (atomic_load(&self->head->sleepers))
+        syscall(SYS_futex, &self->head->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+static void next_generation(region_t *self, uint32_t from)
+{
+    uint32_t next = from + 1 ? from + 1 : 1;
+    atomic_compare_exchange_strong(&self->head->generation, &from, next);
+    ring_bell(self);
+}
+
 /* ---- the file
  * ----------------------------------------------------------------------------------------- */
 
@@ -77,17 +96,6 @@ static err_t fail(const region_t *self, const char *path, const char *what)
     return ERR_IO;
 }
 
-/* A predecessor in this slot may still be dying: give it as long as a rank may stay silent. */
-static bool take_slot(const region_t *self)
-{
-    uint64_t deadline = now_us() + self->wait_ms * (uint64_t)1000;
-    while (!lock_byte(self->file, F_WRLCK, F_OFD_SETLK, self->rank)) {
-        if (now_us() >= deadline) return false;
-        usleep(1000);
-    }
-    return true;
-}
-
 static bool map(region_t *self)
 {
     int flags = self->file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
@@ -122,27 +130,43 @@ static err_t lay_out(region_t *self, const char *path, uint64_t layout)
     return ERR_OK;
 }
 
-static err_t open_file(region_t *self, const char *path, uint64_t layout)
+/* Slot and layout under one lock: who holds a slot has seen the layout, so a rank of the same new
+ * company is never taken for one of the old. */
+static err_t try_slot(region_t *self, const char *path, uint64_t layout, bool *is_taken)
 {
-    self->file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (self->file < 0) return fail(self, path, strerror(errno));
-    if (!take_slot(self)) return fail(self, path, "another process holds this rank's slot");
+    *is_taken = false;
     if (!lock_byte(self->file, F_WRLCK, F_OFD_SETLKW, INIT_BYTE))
         return fail(self, path, strerror(errno));
-    err_t error = lay_out(self, path, layout);
+    err_t error = ERR_OK;
+    if (lock_byte(self->file, F_WRLCK, F_OFD_SETLK, self->rank)) {
+        *is_taken = true;
+        error = lay_out(self, path, layout);
+    }
     lock_byte(self->file, F_UNLCK, F_OFD_SETLK, INIT_BYTE);
     return error;
 }
 
-/* The last life of this slot may have ended inside a step: its generation must not look alive. */
-static void retire_predecessor(region_t *self)
+/* A predecessor in this slot may still be dying: give it as long as a rank may stay silent. */
+static err_t open_file(region_t *self, const char *path, uint64_t layout)
 {
-    region_slot_t *slot = &self->slots[self->rank];
-    uint32_t joined = atomic_load(&slot->joined);
-    atomic_store(&slot->joined, 0);
-    self->generation = joined;
-    if (joined) region_break(self);
-    self->generation = 0;
+    uint64_t deadline = now_us() + self->wait_ms * (uint64_t)1000;
+    self->file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (self->file < 0) return fail(self, path, strerror(errno));
+    for (;;) {
+        bool is_taken;
+        err_t error = try_slot(self, path, layout, &is_taken);
+        if (error || is_taken) return error;
+        if (now_us() >= deadline) return fail(self, path, "another process holds this rank's slot");
+        usleep(1000);
+    }
+}
+
+/* The last life of this slot may have ended inside a step, and other slots may be left over from a
+ * company long gone: whatever generation they are ready for, it is not the one that begins now. */
+static void retire_predecessors(region_t *self)
+{
+    atomic_store(&self->slots[self->rank].joined, 0);
+    next_generation(self, atomic_load(&self->head->generation));
 }
 
 err_t region_open(region_t *self, const ep_options_t *options, size_t data_bytes)
@@ -165,7 +189,7 @@ err_t region_open(region_t *self, const ep_options_t *options, size_t data_bytes
         return error;
     }
     if (!options->path) atomic_store(&self->head->generation, 1);
-    retire_predecessor(self);
+    retire_predecessors(self);
     return ERR_OK;
 }
 
@@ -186,15 +210,6 @@ void region_close(region_t *self)
 uint32_t region_bell(const region_t *self)
 {
     return atomic_load(&self->head->bell);
-}
-
-/* Partner: a sleeper counts itself before it compares the bell (in the kernel), so either it sees
- * the new bell or we see the sleeper.  Both are sequentially consistent for that reason. */
-static void ring_bell(region_t *self)
-{
-    atomic_fetch_add(&self->head->bell, 1);
-    if (atomic_load(&self->head->sleepers))
-        syscall(SYS_futex, &self->head->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 static void sleep_on_bell(region_t *self, uint32_t seen, uint64_t wait_us)
@@ -233,13 +248,6 @@ void region_sleep(region_t *self, const region_sleep_t *sleep)
 
 /* ---- generations
  * -------------------------------------------------------------------------------------- */
-
-static void next_generation(region_t *self, uint32_t from)
-{
-    uint32_t next = from + 1 ? from + 1 : 1;
-    atomic_compare_exchange_strong(&self->head->generation, &from, next);
-    ring_bell(self);
-}
 
 bool region_is_joined(const region_t *self)
 {
