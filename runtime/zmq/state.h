@@ -181,6 +181,7 @@ void batches_close(actor_t *world);
 MUST_CHECK err_t peers_open(actor_t *world);
 void peers_close(actor_t *world);
 peer_t *peer_find(const actor_t *world, address_t who);
+void peer_init(actor_t *world, peer_t *peer, address_t who, uint32_t mark);
 /* The peer behind a routing id at our ROUTER; an unknown id becomes a client.  NULL: refused. */
 peer_t *peer_of_id(actor_t *world, const uint8_t *id, size_t size);
 /* Whether a routing id names an actor of the company, so that no client may use it. */
@@ -195,6 +196,11 @@ void peer_hear(actor_t *world, peer_t *peer, msg_t *m);
 void peer_lose(actor_t *world, peer_t *peer);
 void peers_deliver_lost(actor_t *world);
 void peers_tick(actor_t *world);
+
+/* ---- clients.c ---- */
+MUST_CHECK err_t clients_open(actor_t *world);
+/* Its place may be given to another client. */
+void client_release(actor_t *world, peer_t *client);
 
 /* ---- curve.c: keys ---- */
 /* Prepare a socket before bind or connect; server is the binder's address, for connectors.

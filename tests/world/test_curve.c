@@ -57,7 +57,7 @@ static void scene_open(scene_t *self)
     self->config = toy_config();
     self->config->wire.carrier = 1;
     self->config->wire.base_port = free_port();
-    strcpy(self->keys, "/tmp/troupe-keys-XXXXXX");
+    snprintf(self->keys, sizeof self->keys, "/tmp/troupe-keys-XXXXXX");
     assert_non_null(mkdtemp(self->keys));
     snprintf(self->config->wire.keys, sizeof self->config->wire.keys, "%s", self->keys);
     write_one(self, "client", 0);
