@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SILENCE_US = 60 * 1000000, LOOK_MS = 200 };
+enum { SILENCE_US = 120 * 1000000, CANCEL_US = 5 * 1000000, LOOK_MS = 200 };
 
 /* ---- options
  * --------------------------------------------------------------------------------------------- */
@@ -169,10 +169,11 @@ int generate(client_t *ingress, const generate_options_t *given, const generate_
         complain("the request cannot be sent: %s", error_descs[error].doc);
         return error == ERR_TOO_LARGE ? EXIT_FAILED : EXIT_UNREACHABLE;
     }
-    bool is_cancelled = false;
-    for (uint64_t heard_us = now_us(); now_us() - heard_us < SILENCE_US;) {
-        if (request->is_cancelled && *request->is_cancelled && !is_cancelled) {
-            is_cancelled = true;
+    uint64_t heard_us = now_us(), patience_us = SILENCE_US;
+    while (now_us() - heard_us < patience_us) {
+        if (request->is_cancelled && *request->is_cancelled && patience_us != CANCEL_US) {
+            patience_us =
+                CANCEL_US; /* who pressed Ctrl-C does not want to wait for a dead server */
             cancel(ingress, stream.request);
         }
         if (client_receive(ingress, &m, LOOK_MS) != ERR_OK) continue;
@@ -180,8 +181,9 @@ int generate(client_t *ingress, const generate_options_t *given, const generate_
         int code = take(&stream, &m);
         if (code >= 0) return code;
     }
+    if (patience_us == SILENCE_US) cancel(ingress, stream.request);
     complain("nothing was heard of the request for %d s; is the company up? (`troupe status`)",
-             SILENCE_US / 1000000);
+             (int)(patience_us / 1000000));
     return EXIT_UNREACHABLE;
 }
 
