@@ -21,7 +21,7 @@
 #include "../runtime/kv/table.h"
 #include "../runtime/policy/placement.h"
 
-enum { NONE = UINT32_MAX };
+#define NONE UINT32_MAX
 
 typedef struct {
     request_id_t request;

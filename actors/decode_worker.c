@@ -20,7 +20,7 @@
 
 #include "decode_worker_slot.h"
 
-enum { HELD_PER_LEASE = 4, NONE = UINT32_MAX };
+enum { HELD_PER_LEASE = 4 };
 
 static const address_t decode_lb = { ROLE_decode_lb, 0 };
 

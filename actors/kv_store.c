@@ -18,7 +18,8 @@
 #include "../runtime/kv/lease.h"
 #include "../runtime/pool.h"
 
-enum { OFFERS_QUEUE_MAX = 256, SYNC_MESSAGES_MAX = 256, NONE = UINT32_MAX };
+enum { OFFERS_QUEUE_MAX = 256, SYNC_MESSAGES_MAX = 256 };
+#define NONE UINT32_MAX
 
 /* One offer, waiting for its turn. */
 typedef struct {

@@ -24,8 +24,8 @@
 #include "../runtime/kv/ring.h"
 #include "../runtime/policy/placement.h"
 
+#define NONE UINT32_MAX
 enum {
-    NONE = UINT32_MAX,
     TOKEN_NS_DEFAULT = 100000, /* before the first measurement: 10,000 tokens/s */
     PAIR_PS_DEFAULT = 1000,
     HOLDER_STORE = 0, /* in the prefix index; worker i is holder 1 + i */

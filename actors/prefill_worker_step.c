@@ -9,7 +9,8 @@
 #include "../runtime/policy/placement.h"
 #include "prefill_worker_slot.h"
 
-enum { STEP_RETRIES_MAX = 8, NONE = UINT32_MAX };
+#define NONE UINT32_MAX
+enum { STEP_RETRIES_MAX = 8 };
 
 /* ---- steps ---------------------------------------------------------------------------------- */
 

@@ -11,7 +11,7 @@
 #include "key.h"
 #include "table.h"
 
-enum { CACHE_NONE = UINT32_MAX };
+#define CACHE_NONE UINT32_MAX
 
 typedef enum { CACHE_FREE, CACHE_PULLING, CACHE_HELD } cache_state_t;
 

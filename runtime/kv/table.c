@@ -29,11 +29,11 @@ static uint32_t home(const table_t *self, uint64_t hi, uint64_t lo)
 static uint32_t probe(const table_t *self, uint64_t hi, uint64_t lo)
 {
     uint32_t at = home(self, hi, lo);
-    for (uint32_t step = 0; step <= self->mask; step++, at = (at + 1) & self->mask) {
+    for (uint32_t step = 0;; step++, at = (at + 1) & self->mask) {
+        invariant(step <= self->mask);
         const table_cell_t *cell = &self->cells[at];
         if (cell->value == TABLE_NONE || (cell->hi == hi && cell->lo == lo)) return at;
     }
-    invariant(!"a table is never full");
 }
 
 uint32_t table_find(const table_t *self, uint64_t hi, uint64_t lo)

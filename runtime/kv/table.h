@@ -10,7 +10,7 @@
 
 #include "../../proto/messages.h"
 
-enum { TABLE_NONE = UINT32_MAX };
+#define TABLE_NONE UINT32_MAX
 
 typedef struct {
     uint64_t hi, lo;

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PLACEMENT_NONE = UINT32_MAX };
+#define PLACEMENT_NONE UINT32_MAX
 
 /* One prefill rank as its balancer sees it. */
 typedef struct {
