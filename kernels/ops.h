@@ -1,9 +1,10 @@
-/* kernels/ops.h - the only door between C and device code: tensors, and a table of operations per device.
+/* kernels/ops.h - the only door between C and device code: tensors, and a table of ops per device.
  *
- * An op enqueues and returns.  It never allocates, never synchronises, never reads the environment, so a
- * decode step can be captured once as a CUDA graph and replayed.  On the CPU "enqueue" means: done at return.
- * Results of a row do not depend on the other rows of its batch (fixed reduction order).
- * Ops return 0, or an errno-like value when an argument is not supported (a wrong dtype, a foreign shape).
+ * An op enqueues and returns.  It never allocates, never synchronises, never reads the environment,
+ * so a decode step can be captured once as a CUDA graph and replayed.  On the CPU "enqueue" means:
+ * done at return. Results of a row do not depend on the other rows of its batch (fixed reduction
+ * order). Ops return 0, or an errno-like value when an argument is not supported (a wrong dtype, a
+ * foreign shape).
  */
 #ifndef KERNELS_OPS_H
 #define KERNELS_OPS_H
@@ -17,8 +18,8 @@ extern "C" {
 
 typedef enum { DTYPE_F32, DTYPE_BF16, DTYPE_F8E4M3 } dtype_t;
 
-/* Rows of a matrix in the device's memory.  F8E4M3 carries scales: for weights one F32 per 128x128 block
- * (value = byte * scale), for activations one per row and 128 columns. */
+/* Rows of a matrix in the device's memory.  F8E4M3 carries scales: for weights one F32 per 128x128
+ * block (value = byte * scale), for activations one per row and 128 columns. */
 typedef struct {
     void *data;
     dtype_t dtype;
@@ -26,21 +27,23 @@ typedef struct {
     size_t stride;         /* elements from one row to the next */
     float *scales;         /* F8E4M3 only */
     uint32_t scale_stride; /* elements from one row of scales to the next */
-    const void *packed;    /* weights: the device's own layout, made by prepare; NULL where it needs none */
+    const void
+        *packed; /* weights: the device's own layout, made by prepare; NULL where it needs none */
 } tensor_t;
 
 /* Where each row of a step belongs in the paged KV cache. */
 typedef struct {
-    void *data;              /* blocks x layers x block_tokens x cols; this op's layer is chosen by `layer` */
-    dtype_t dtype;           /* BF16; F32 for the judge's strictest runs */
+    void *data;    /* blocks x layers x block_tokens x cols; this op's layer is chosen by `layer` */
+    dtype_t dtype; /* BF16; F32 for the judge's strictest runs */
     uint32_t layers, layer;
-    uint32_t block_tokens;   /* 64 */
-    uint32_t latent, rope;   /* cols = latent + rope: 512 + 64 */
-    size_t block_stride;     /* elements from one block to the next */
+    uint32_t block_tokens; /* 64 */
+    uint32_t latent, rope; /* cols = latent + rope: 512 + 64 */
+    size_t block_stride;   /* elements from one block to the next */
 } cache_t;
 
-/* One sequence of a step: `rows` query rows beginning at row `first_row` of the step's tensors, which are
- * tokens first_position .. first_position + rows - 1 of the sequence.  Its keys are all tokens up to each row. */
+/* One sequence of a step: `rows` query rows beginning at row `first_row` of the step's tensors,
+ * which are tokens first_position .. first_position + rows - 1 of the sequence.  Its keys are all
+ * tokens up to each row. */
 typedef struct {
     uint32_t first_row, rows, first_position;
     const uint32_t *blocks; /* block table of the sequence */
@@ -58,9 +61,9 @@ typedef enum { GATE_TOP2_SUM, GATE_MAX } gate_group_t;
 typedef struct {
     uint32_t experts, top_k, groups, top_groups;
     gate_score_t score;
-    gate_group_t group_score;   /* how a group is scored: sum of its two best (V3) or its best (V2) */
-    int is_normalised;          /* weights divided by their sum (+ 1e-20) */
-    float scale;                /* routed_scaling_factor */
+    gate_group_t group_score; /* how a group is scored: sum of its two best (V3) or its best (V2) */
+    int is_normalised;        /* weights divided by their sum (+ 1e-20) */
+    float scale;              /* routed_scaling_factor */
 } gate_t;
 
 typedef struct queue queue_t; /* CPU: threads and scratch; CUDA: a stream and scratch */
@@ -68,21 +71,26 @@ typedef struct queue queue_t; /* CPU: threads and scratch; CUDA: a stream and sc
 typedef struct {
     const char *name;
     dtype_t activation; /* dtype of activations between ops: F32 on the CPU, BF16 on CUDA */
-    dtype_t carrier;    /* dtype in which rows travel to experts on other ranks, and back: F32 for the judge, else BF16 */
-#define OP(op, params, doc) int(*op) params;
+    dtype_t carrier; /* dtype in which rows travel to experts on other ranks, and back: F32 for the
+                        judge, else BF16 */
+/* clang-format off */
+#define OP(op, params, doc) int (*op) params;
 #include "ops.def"
 #undef OP
+    /* clang-format on */
 } ops_t;
 
-/* Scratch of at most this many bytes and this many threads; NULL when there is not enough memory.  The fast tables need
- * 4 MiB and 1 MiB per thread whatever the batch; the judge copies a sequence's keys as F32 (64 MiB holds 16,000 tokens
- * of 4 heads).  An op that finds too little scratch returns ENOMEM. */
+/* Scratch of at most this many bytes and this many threads; NULL when there is not enough memory.
+ * The fast tables need 4 MiB and 1 MiB per thread whatever the batch; the judge copies a sequence's
+ * keys as F32 (64 MiB holds 16,000 tokens of 4 heads).  An op that finds too little scratch returns
+ * ENOMEM. */
 queue_t *queue_new_cpu(size_t scratch_bytes, uint32_t threads);
 void queue_destroy(queue_t **self);
 
 extern const ops_t ops_judge; /* plain loops, sums in double */
 
-/* The fast CPU tables, best last.  is_supported asks the processor (and, for AMX, the kernel's permission). */
+/* The fast CPU tables, best last.  is_supported asks the processor (and, for AMX, the kernel's
+ * permission). */
 typedef struct {
     const ops_t *ops;
     int (*is_supported)(void);
@@ -90,8 +98,8 @@ typedef struct {
 extern const ops_choice_t ops_cpu_choices[];
 extern const size_t ops_cpu_choice_count;
 
-/* By name ("judge", "avx2", "avx512", "avx512_bf16", "amx", "cuda"), "auto" for the best that the machine supports.
- * NULL: no such table, or the machine cannot run it. */
+/* By name ("judge", "avx2", "avx512", "avx512_bf16", "amx", "cuda"), "auto" for the best that the
+ * machine supports. NULL: no such table, or the machine cannot run it. */
 const ops_t *ops_find(const char *name);
 
 #ifdef __cplusplus
