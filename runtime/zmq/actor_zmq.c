@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "../base/company.h"
@@ -288,12 +289,22 @@ static void end(actor_t *world)
     identity_unlock(world);
 }
 
+/* Debian gives a process 1024 descriptors at first; an ingress holds thousands of connections. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit)) return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 err_t world_run(const world_options_t *options)
 {
     invariant(options->class && options->config);
     actor_t *world = calloc(1, sizeof *world);
     if (!world) return ERR_NO_SPACE;
     (void)signal(SIGPIPE, SIG_IGN);
+    raise_descriptor_limit();
     err_t error = start(world, options);
     world->is_failed = error != ERR_OK;
     if (!error) {
