@@ -13,7 +13,7 @@ enum { VOCAB = 129280, ROUNDS = 200 };
 static double now_us(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now); /* of this core, whoever else is busy */
     return 1e6 * (double)now.tv_sec + 1e-3 * (double)now.tv_nsec;
 }
 

@@ -19,7 +19,7 @@ enum { TEXT_BYTES = 8 << 20, ROUNDS = 5 };
 static double now_seconds(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now); /* of this core, whoever else is busy */
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
