@@ -4,7 +4,7 @@
  *   kernels_bench [TABLE] [THREADS] [ROWS]     by default: auto 1 64
  *
  * Shapes are DeepSeek-V3's per layer, with fewer heads and experts, so that a laptop has room for
- * them.
+ * them.  The roof for bytes is memory: shares above 100 % come out of a cache.
  */
 #include "cpu/number.h"
 #include "cpu/roof.h"
