@@ -325,6 +325,7 @@ static void on_kv_open(void *state, actor_t *world, const msg_t *m)
     uint64_t now = actor_now_us(world);
     slot->ingress = open->ingress;
     slot->prefill_worker = m->header.from.index;
+    slot->prefill_epoch = m->header.epoch;
     slot->prompt_count = open->prompt_count;
     slot->prompt_blocks = (open->prompt_count + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     slot->generated = open->generated;
@@ -366,7 +367,7 @@ static void pull(decode_worker_t *self, actor_t *world, slot_t *slot)
     if (id == 0) return; /* tried again with the next heartbeat */
     pool_pull_t pull = { .job = id,
                          .peer = peer,
-                         .peer_epoch = actor_peer_epoch(world, peer),
+                         .peer_epoch = slot->prefill_epoch,
                          .source = slot->source + slot->landed,
                          .target = slot->blocks + slot->landed,
                          .checksums = slot->checksums + slot->landed,

@@ -17,7 +17,7 @@ typedef struct {
     transfer_t transfer;
     request_id_t request;
     uint32_t attempt, ingress, prefill_worker;
-    uint64_t deadline_us;
+    uint64_t deadline_us, prefill_epoch; /* the life of the prefill worker that opened it */
     bool is_assigned,
         is_open; /* decode_assign, kv_open: they come over different links, in any order */
     /* from kv_open */

@@ -76,10 +76,3 @@ uint32_t offers_owner(const offers_t *self, uint64_t id)
     const offer_t *offer = find(self, id);
     return offer == NULL ? UINT32_MAX : offer->owner;
 }
-
-bool offers_has(const offers_t *self, uint32_t owner)
-{
-    for (uint32_t i = 0; i < self->capacity && self->count > 0; i++)
-        if (self->offers[i].id != 0 && self->offers[i].owner == owner) return true;
-    return false;
-}

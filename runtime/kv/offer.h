@@ -45,7 +45,4 @@ void offers_bind(offers_t *self, uint64_t id, uint32_t owner, uint64_t until_us)
 /* The owner of an open offer; UINT32_MAX when there is no such offer. */
 uint32_t offers_owner(const offers_t *self, uint64_t id);
 
-/* Does this owner still have an offer open? */
-bool offers_has(const offers_t *self, uint32_t owner);
-
 #endif
