@@ -1,7 +1,8 @@
-/* runtime/engine/core.h - what an engine must do, called from one thread; the worlds put it behind the port.
+/* runtime/engine/core.h - what an engine must do, called from one thread; the worlds put it behind
+ * the port.
  *
- * actor_zmq.c gives each core a thread and a command ring (engine_thread.c); actor_sim.c calls the stub
- * directly and lets *model_us pass in virtual time.
+ * actor_zmq.c gives each core a thread and a command ring (engine_thread.c); actor_sim.c calls the
+ * stub directly and lets *model_us pass in virtual time.
  */
 #ifndef RUNTIME_ENGINE_CORE_H
 #define RUNTIME_ENGINE_CORE_H
@@ -11,12 +12,12 @@
 
 typedef struct {
     const config_t *config;
-    address_t self;            /* prefill_worker or decode_worker; gives rank and EP group */
+    address_t self; /* prefill_worker or decode_worker; gives rank and EP group */
     engine_limits_t limits;
-    void *pool;                /* the KV blocks, block_bytes each */
+    void *pool; /* the KV blocks, block_bytes each */
     uint32_t blocks;
     size_t block_bytes;
-    const char *directory;     /* wire.directory, resolved: where the EP group's region lives */
+    const char *directory; /* wire.directory, resolved: where the EP group's region lives */
 } engine_core_options_t;
 
 typedef struct {
@@ -31,11 +32,14 @@ typedef struct {
     void (*extend)(void *core, uint32_t slot, const uint32_t *blocks, uint32_t count);
     void (*append)(void *core, uint32_t slot, uint32_t token);
     void (*release)(void *core, uint32_t slot);
-    /* Run a step to its end.  results has room for results_max entries.  *model_us: how long the step takes on the
-     * modelled machine (stub), or took (ops).  On an error nothing of the step counts. */
-    err_t (*step)(void *core, const engine_row_t *rows, uint32_t row_count, engine_result_t *results,
-                  uint32_t results_max, uint32_t *result_count, uint64_t *model_us);
-    /* Nothing to do: take part in steps of the other ranks, until *word differs from `seen` or wait_us have passed. */
+    /* Run a step to its end.  results has room for results_max entries.  *model_us: how long the
+     * step takes on the modelled machine (stub), or took (ops).  On an error nothing of the step
+     * counts. */
+    err_t (*step)(void *core, const engine_row_t *rows, uint32_t row_count,
+                  engine_result_t *results, uint32_t results_max, uint32_t *result_count,
+                  uint64_t *model_us);
+    /* Nothing to do: take part in steps of the other ranks, until *word differs from `seen` or
+     * wait_us have passed. */
     void (*idle)(void *core, const uint32_t *word, uint32_t seen, uint64_t wait_us);
     uint32_t (*end_tokens)(const void *core, const uint32_t **ids);
 } engine_class_t;

@@ -30,4 +30,4 @@ def test_evaluation_served_text_equals_the_reference(ep, concurrent_requests):
     with company({"company": {"prefill_ep": ep, "decode_ep": ep}}) as running:
         client = openai.OpenAI(base_url=running.url + "/v1", api_key="none", max_retries=0, timeout=600)
         wrong = misses(client, client.models.list().data[0].id, concurrent_requests)
-    assert len(wrong) <= 1, wrong[:3]
+    assert len(wrong) <= 1, (len(wrong), wrong[:3])
