@@ -39,9 +39,7 @@ typedef struct {
     uint64_t violations;
 } stub_t;
 
-/* ---- the oracle
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- the oracle ----------------------------------------------------------------------------- */
 
 /* The finaliser of MurmurHash3 (Appleby, public domain algorithm). */
 static uint64_t mix(uint64_t z)
@@ -89,8 +87,7 @@ uint64_t engine_stub_violations(const void *core)
     return ((const stub_t *)core)->violations;
 }
 
-/* ---- opened and closed
- * ------------------------------------------------------------------------------------------- */
+/* ---- opened and closed ---------------------------------------------------------------------- */
 
 static size_t block_bytes(const config_t *config, error_text_t *why)
 {
@@ -145,9 +142,7 @@ static err_t open_stub(void **core, const engine_core_options_t *options, error_
     return ERR_NO_SPACE;
 }
 
-/* ---- sequences
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- sequences ------------------------------------------------------------------------------ */
 
 static void push_token(slot_t *slot, uint32_t token)
 {
@@ -205,9 +200,7 @@ static void release(void *core, uint32_t index)
     slot->is_open = false;
 }
 
-/* ---- steps
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- steps ---------------------------------------------------------------------------------- */
 
 static uint8_t *entry(const stub_t *self, const slot_t *slot, uint32_t position)
 {

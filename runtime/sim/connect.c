@@ -71,8 +71,7 @@ void link_connect_soon(sim_t *self, link_t *link)
         (event_t){ .at_us = at_us, .kind = EVENT_CONNECT, .stamp = link->stamp, .subject = link });
 }
 
-/* ---- peers as an actor sees them
- * --------------------------------------------------------------------------- */
+/* ---- peers as an actor sees them ------------------------------------------------------------ */
 
 static void tell_peer(sim_t *self, direction_t *way, msg_type_t type, uint64_t epoch)
 {

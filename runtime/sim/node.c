@@ -20,9 +20,7 @@ static void schedule(sim_t *self, actor_t *node, event_kind_t kind, uint64_t del
                                          .subject = node });
 }
 
-/* ---- turns
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- turns ---------------------------------------------------------------------------------- */
 
 void node_want_turn(sim_t *self, actor_t *node)
 {
@@ -136,8 +134,7 @@ void node_turn(sim_t *self, actor_t *node)
     if (node->inbox.head) node_want_turn(self, node);
 }
 
-/* ---- local messages
- * -------------------------------------------------------------------------------------------- */
+/* ---- local messages ------------------------------------------------------------------------- */
 
 void node_tell(sim_t *self, actor_t *node, const msg_t *m, const void *bytes, size_t size)
 {
@@ -190,8 +187,7 @@ void node_report(sim_t *self, actor_t *node)
     node_want_turn(self, node);
 }
 
-/* ---- birth and death
- * --------------------------------------------------------------------------------------------- */
+/* ---- birth and death ------------------------------------------------------------------------ */
 
 err_t node_start(sim_t *self, actor_t *node)
 {

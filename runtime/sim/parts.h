@@ -9,8 +9,7 @@
 typedef struct direction direction_t;
 typedef struct link link_t;
 
-/* ---- the event queue (events.c)
- * ----------------------------------------------------------------------- */
+/* ---- the event queue (events.c) ------------------------------------------------------------- */
 
 typedef enum {
     EVENT_TURN,    /* node: a loop turn, if there is anything to do */
@@ -46,8 +45,7 @@ typedef struct {
 void events_push(event_queue_t *self, event_t event);
 bool events_pop(event_queue_t *self, uint64_t until_us, event_t *event);
 
-/* ---- what was said (trace.c)
- * ---------------------------------------------------------------------------- */
+/* ---- what was said (trace.c) ---------------------------------------------------------------- */
 
 enum { TRACE_LINES = 50, TRACE_LINE_BYTES = 200 };
 
@@ -73,8 +71,7 @@ void trace_hash(sim_t *self, const void *data, size_t size);
 /* Hash and, where somebody looks, print a message that node handles. */
 void trace_message(sim_t *self, const actor_t *node, const char *what, const msg_t *m);
 
-/* ---- links (link.c, connect.c)
- * ---------------------------------------------------------------------------- */
+/* ---- links (link.c, connect.c) -------------------------------------------------------------- */
 
 /* Messages that travel or wait together; in flight first, then in the receiver's inbox. */
 typedef struct frame {
@@ -143,8 +140,7 @@ bool link_hear(sim_t *self, direction_t *way, const msg_t *m);
 void link_drop_flight(direction_t *way);
 direction_t *link_way(sim_t *self, const actor_t *from, const actor_t *to);
 
-/* ---- the engine port (port_engine.c)
- * -------------------------------------------------------------------------- */
+/* ---- the engine port (port_engine.c) -------------------------------------------------------- */
 
 typedef struct engine_port engine_port_t;
 void engine_port_free(engine_port_t **self);
@@ -187,8 +183,7 @@ void http_port_drop(actor_t *node);
 /* Tell the supervisor, if there is one, that this process ended. */
 void process_port_exited(sim_t *self, const actor_t *node);
 
-/* ---- an actor and its node (node.c)
- * ------------------------------------------------------------------------- */
+/* ---- an actor and its node (node.c) --------------------------------------------------------- */
 
 typedef struct {
     void **items;

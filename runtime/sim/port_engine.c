@@ -227,8 +227,7 @@ void engine_port_close(const sim_t *self, actor_t *node)
     if (node->engine && node->engine->core) self->options.engine->close(&node->engine->core);
 }
 
-/* ---- runtime/engine.h
- * ------------------------------------------------------------------------------------------- */
+/* ---- runtime/engine.h ----------------------------------------------------------------------- */
 
 err_t actor_engine_open(actor_t *world, const engine_limits_t *limits)
 {

@@ -73,8 +73,7 @@ void http_port_drop(actor_t *node)
     }
 }
 
-/* ---- runtime/net/http.h: calls on an exchange that has ended are ignored
- * -------------------------------------- */
+/* ---- runtime/net/http.h: calls on an exchange that has ended are ignored -------------------- */
 
 void actor_http_answer(actor_t *world, uint64_t number, const http_answer_t *answer,
                        const void *body, size_t size)

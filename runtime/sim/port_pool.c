@@ -1,5 +1,4 @@
-/* runtime/sim/port_pool.c - the pool port: blocks in memory, pulled and verified when a job ends.
- */
+/* runtime/sim/port_pool.c - the pool port: blocks are pulled and verified when a job ends. */
 #include "parts.h"
 
 #include <stdlib.h>

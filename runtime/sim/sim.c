@@ -5,8 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- random numbers: splitmix64 (Steele, Lea, Flood 2014)
- * --------------------------------------------------- */
+/* ---- random numbers: splitmix64 (Steele, Lea, Flood 2014) ----------------------------------- */
 
 uint64_t random_next(uint64_t *state)
 {
@@ -38,9 +37,7 @@ uint64_t random_exponential(sim_t *self, uint64_t mean)
     return (uint64_t)(-log(unit) * (double)mean);
 }
 
-/* ---- made
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- made ----------------------------------------------------------------------------------- */
 
 sim_options_t sim_options_default(uint64_t seed, const config_t *config)
 {
@@ -109,9 +106,7 @@ err_t sim_add(sim_t *self, const actor_class_t *class, uint32_t index)
     return node_start(self, node);
 }
 
-/* ---- run
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- run ------------------------------------------------------------------------------------ */
 
 static void tick(sim_t *self, actor_t *node)
 {
@@ -219,9 +214,7 @@ void sim_at(sim_t *self, uint64_t at_us, void (*act)(void *context, uint64_t arg
                                          .argument = argument });
 }
 
-/* ---- looked at
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- looked at ------------------------------------------------------------------------------ */
 
 uint64_t sim_now_us(const sim_t *self)
 {

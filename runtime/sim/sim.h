@@ -1,5 +1,4 @@
-/* runtime/sim/sim.h - a seeded world: a whole company of actors in one thread under a virtual
- * clock.
+/* runtime/sim/sim.h - a seeded world: a whole company in one thread under a virtual clock.
  *
  * The same classes that run over ZeroMQ run here; only the functions of runtime/actor.h, engine.h,
  * pool.h, net/http.h and process.h are others.  Everything that happens is an event of one queue,
@@ -61,8 +60,7 @@ sim_options_t sim_options_default(uint64_t seed, const config_t *config);
 sim_t *sim_new(const sim_options_t *options);
 void sim_destroy(sim_t **self);
 
-/* ---- who lives here
- * ---------------------------------------------------------------------------------- */
+/* ---- who lives here ------------------------------------------------------------------------- */
 
 /* An actor and its links to all others that links.def allows; it starts at once, with epoch 1. */
 MUST_CHECK err_t sim_add(sim_t *self, const actor_class_t *class, uint32_t index);
@@ -86,8 +84,7 @@ double sim_metric(const sim_t *self, address_t who, metric_t metric);
 uint32_t sim_count(const sim_t *self);
 address_t sim_address(const sim_t *self, uint32_t number);
 
-/* ---- time
- * ---------------------------------------------------------------------------------------------- */
+/* ---- time ----------------------------------------------------------------------------------- */
 
 uint64_t sim_now_us(const sim_t *self);
 
@@ -105,8 +102,7 @@ void sim_at(sim_t *self, uint64_t at_us, void (*act)(void *context, uint64_t arg
 /* Draw from the sim's own stream; for schedules and scripted parties. */
 uint64_t sim_random(sim_t *self);
 
-/* ---- faults
- * ---------------------------------------------------------------------------------------------- */
+/* ---- faults --------------------------------------------------------------------------------- */
 
 /* The process is gone: state, pool and engine with it, and a part of what it had under way.
  * is_noticed: its connections end at once; otherwise peers find out by silence.  No-op when it is
@@ -139,8 +135,7 @@ void sim_heal(sim_t *self);
 bool sim_replay(sim_t *self, bool (*is_wanted)(void *context, address_t to, const msg_t *m),
                 void *context);
 
-/* ---- HTTP clients
- * ---------------------------------------------------------------------------------------- */
+/* ---- HTTP clients --------------------------------------------------------------------------- */
 
 /* A client's side of one exchange; members may be NULL.  on_lost: ingress died or closed without an
  * end. */
@@ -166,8 +161,7 @@ uint64_t sim_http_request(sim_t *self, uint32_t ingress, const sim_http_t *reque
 /* The client goes away. */
 void sim_http_close(sim_t *self, uint32_t ingress, uint64_t exchange);
 
-/* ---- what happened
- * --------------------------------------------------------------------------------------- */
+/* ---- what happened -------------------------------------------------------------------------- */
 
 /* Hash of everything that was delivered so far: times, actors, bytes. */
 uint64_t sim_hash(const sim_t *self);

@@ -1,5 +1,4 @@
-/* tests/sim/cluster.c - builds the company, sends clients through it, lets faults loose and heals
- * them. */
+/* tests/sim/cluster.c - builds the company, sends clients through it, lets faults loose. */
 #include "cluster.h"
 
 #include <stdlib.h>
@@ -61,8 +60,7 @@ health_t *cluster_health(cluster_t *self, address_t who)
     abort();
 }
 
-/* ---- the company
- * --------------------------------------------------------------------------------------------- */
+/* ---- the company ---------------------------------------------------------------------------- */
 
 /* Small tables and pools, so that they fill up. */
 static void configure(cluster_t *self)
@@ -150,9 +148,7 @@ static void build(cluster_t *self)
     attach(self);
 }
 
-/* ---- the clients
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- the clients ---------------------------------------------------------------------------- */
 
 static uint32_t word(cluster_t *self)
 {
@@ -254,9 +250,7 @@ static void invite_all(cluster_t *self)
     }
 }
 
-/* ---- one life
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- one life ------------------------------------------------------------------------------- */
 
 static void conclude(cluster_t *self, cluster_result_t *result)
 {

@@ -1,5 +1,4 @@
-/* tests/sim/cluster.h - the whole company in one thread: load, faults, checkers, all from one seed.
- */
+/* tests/sim/cluster.h - the company in one thread: load, faults, checkers, all from one seed. */
 #ifndef TESTS_SIM_CLUSTER_H
 #define TESTS_SIM_CLUSTER_H
 
@@ -25,8 +24,7 @@ typedef struct {
  * broke and the last events are printed to standard error. */
 cluster_result_t cluster_run(const cluster_options_t *options);
 
-/* ---- what its files share
- * ---------------------------------------------------------------------------------- */
+/* ---- what its files share ------------------------------------------------------------------- */
 
 enum { SUBMITTED_MAX = 1024 };
 

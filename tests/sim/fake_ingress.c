@@ -1,5 +1,4 @@
-/* tests/sim/fake_ingress.c - owns requests as ingress does: submits, accepts tokens in order,
- * retries, probes, ends.
+/* tests/sim/fake_ingress.c - owns requests as ingress does, without HTTP.
  *
  *   prefill_lb <--submit, cancel, request_probe--  ingress  <--tokens, finished, failed-- workers
  * and balancers
@@ -87,8 +86,7 @@ static void end(fake_t *self, actor_t *world, held_t *held, client_state_t state
     if (state != CLIENT_FINISHED) journal_end(self->journal, client, state, error);
 }
 
-/* ---- submitting
- * --------------------------------------------------------------------------------------------- */
+/* ---- submitting ----------------------------------------------------------------------------- */
 
 static err_t submit(fake_t *self, actor_t *world, held_t *held)
 {
@@ -157,9 +155,7 @@ static void retry(fake_t *self, actor_t *world, held_t *held, err_t error)
     held->submit_us = actor_now_us(world) + RETRY_US;
 }
 
-/* ---- answers
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- answers -------------------------------------------------------------------------------- */
 
 /* The request of a message of the present attempt; NULL otherwise, and its sender is told to stop.
  */
@@ -238,9 +234,7 @@ static void on_request_held(void *state, actor_t *world, const msg_t *m)
     if (++held->misses == MISSES_MAX) retry(self, world, held, ERR_LOST);
 }
 
-/* ---- time
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- time ----------------------------------------------------------------------------------- */
 
 static void probe(actor_t *world, held_t *held)
 {

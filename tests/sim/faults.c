@@ -1,5 +1,4 @@
-/* tests/sim/faults.c - what goes wrong in this seed: a random subset of faults, each with a random
- * rate. */
+/* tests/sim/faults.c - what goes wrong: a random subset of faults with random rates. */
 #include "cluster.h"
 
 #include "fake_ingress.h"

@@ -1,5 +1,4 @@
-/* tests/sim/http_client.c - clients that stream completions; what they read must be the oracle's
- * text. */
+/* tests/sim/http_client.c - clients that stream completions and check the text. */
 #include "http_client.h"
 
 #include <cjson/cJSON.h>

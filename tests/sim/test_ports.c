@@ -16,8 +16,7 @@ static const address_t owner_address = { ROLE_prefill_worker, 0 };
 static const address_t reader_address = { ROLE_decode_worker, 0 };
 static const address_t ingress_address = { ROLE_ingress, 0 };
 
-/* ---- a worker that does what the test tells it, and remembers what came back
- * ------------------------------ */
+/* ---- a worker that does what the test tells it, and remembers what came back ---------------- */
 
 typedef struct {
     uint32_t ready, steps, pools;
@@ -270,9 +269,7 @@ static void test_ports_pool_corrupt_or_foreign_pull_is_refused(void **unused)
     sim_destroy(&stage.sim);
 }
 
-/* ---- HTTP
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- HTTP ----------------------------------------------------------------------------------- */
 
 typedef struct {
     uint32_t requests, closed;
@@ -397,9 +394,7 @@ static void test_ports_http_answers_streams_and_closes(void **unused)
     sim_destroy(&sim);
 }
 
-/* ---- processes
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- processes ------------------------------------------------------------------------------ */
 
 typedef struct {
     uint32_t exits;

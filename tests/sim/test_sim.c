@@ -1,5 +1,4 @@
-/* tests/sim/test_sim.c - the seeded world itself: links, lives, ports and clocks keep their
- * promises. */
+/* tests/sim/test_sim.c - the seeded world itself keeps its promises. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
