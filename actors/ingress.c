@@ -139,8 +139,9 @@ static void fail_request(ingress_t *self, actor_t *world, request_t *request, er
     openai_refuse(&why, error, "", "The request failed after %u of %u attempts: %s.",
                   request->losses + 1, (uint32_t)self->config->limits.attempts_max,
                   error_descs[error].doc);
-    actor_log(world, LOG_INFO, "INGRESS-FAILED", "request %s attempt %u: %s",
-              request_text(request->id).text, request->attempt, error_descs[error].name);
+    actor_log(world, error == ERR_OVERLOAD ? LOG_DEBUG : LOG_INFO, "INGRESS-FAILED",
+              "request %s attempt %u: %s", request_text(request->id).text, request->attempt,
+              error_descs[error].name);
     call_fail(self, world, &self->calls[request->call], &why);
 }
 

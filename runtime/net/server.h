@@ -2,9 +2,9 @@
  * OpenAI.
  *
  * libevent gives the loop, the listener and the buffers; the protocol is spoken here.  Its own
- * evhttp (2.1) was tried on paper first: it answers errors with pages of its own, limits neither
+ * evhttp (2.1) is not used: it answers errors with pages of its own, limits neither
  * connections nor the time a whole request may take, reads nothing while a request is being
- * answered (so a client that left is noticed late), see D-005.
+ * answered (so a client that left is noticed late).
  *
  * One thread.  Answers may be given inside on_request or at any later time.  What is written is
  * sent by server_flush.

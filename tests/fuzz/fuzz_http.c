@@ -1,0 +1,81 @@
+/* tests/fuzz/fuzz_http.c - bytes of an HTTP connection, cut anywhere: requests are answered or
+ * refused, nothing else happens. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "runtime/invariant.h"
+#include "runtime/net/server.h"
+#include <event2/event.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static server_t *server;
+static struct event_base *base;
+
+/* Even exchanges are answered whole, odd ones as a stream. */
+static void on_request(void *context, const server_request_t *request)
+{
+    http_answer_t answer = { .status = 200, .content_type = "text/plain" };
+    invariant(strlen(request->path) < 256 && strlen(request->method) < 16);
+    if (request->body_size % 2 == 0) {
+        server_answer(server, request->exchange, &answer, request->body, request->body_size);
+        return;
+    }
+    server_begin(server, request->exchange, &answer);
+    server_write(server, request->exchange, request->body, request->body_size);
+    server_end(server, request->exchange);
+}
+
+static void on_closed(void *context, uint64_t exchange)
+{
+    invariant(exchange != 0);
+}
+
+static void start(void)
+{
+    server_options_t options = { .listen = "127.0.0.1:0",
+                                 .body_bytes_max = 4096,
+                                 .header_bytes_max = 1024,
+                                 .stream_buffer_bytes = 16384,
+                                 .connections_max = 8,
+                                 .idle_ms = 1000,
+                                 .receive_ms = 1000,
+                                 .on_request = on_request,
+                                 .on_closed = on_closed };
+    char why[256];
+    base = event_base_new();
+    server = server_new(base, &options, why, sizeof why);
+    invariant(server != NULL);
+}
+
+static void turn(int client)
+{
+    static char answer[65536];
+    event_base_loop(base, EVLOOP_NONBLOCK);
+    server_flush(server);
+    while (recv(client, answer, sizeof answer, MSG_DONTWAIT) > 0) continue;
+}
+
+/* The first byte says how the rest is cut. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    int pair[2];
+    if (server == NULL) start();
+    if (size == 0) return 0;
+    invariant(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0);
+    server_adopt(server, pair[0]);
+    size_t piece = data[0] == 0 ? size : (size_t)data[0];
+    for (size_t at = 1; at < size; at += piece) {
+        size_t part = size - at < piece ? size - at : piece;
+        if (send(pair[1], data + at, part, MSG_NOSIGNAL) < 0) break;
+        turn(pair[1]);
+    }
+    turn(pair[1]);
+    close(pair[1]);
+    for (int i = 0; i < 4 && server_connections(server) > 0; i++)
+        event_base_loop(base, EVLOOP_NONBLOCK);
+    invariant(server_connections(server) == 0);
+    return 0;
+}
