@@ -30,7 +30,7 @@ enum {
     GRACE_US = 5 * 1000 * 1000,    /* a stage's time to end when asked, besides draining */
     KILL_US = 2 * 1000 * 1000,     /* and to be gone when killed */
     TELL_US = 100 * 1000,          /* until the director is told again what it could not be told */
-    EXIT_TEXT_BYTES = 128,
+    EXIT_TEXT_BYTES = 512,
 };
 
 typedef struct {
@@ -89,7 +89,8 @@ static void tell(child_t *child, actor_t *world)
     m.process_state.pid = child->is_running ? child->pid : 0;
     m.process_state.restarts = child->restarts;
     m.process_state.is_running = child->is_running;
-    memcpy(m.process_state.last_exit, child->last_exit, sizeof m.process_state.last_exit);
+    snprintf(m.process_state.last_exit, sizeof m.process_state.last_exit, "%.*s",
+             (int)sizeof m.process_state.last_exit - 1, child->last_exit);
     child->is_told = actor_send(world, (address_t){ ROLE_director, 0 }, &m) == ERR_OK;
 }
 

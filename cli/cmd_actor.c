@@ -85,6 +85,8 @@ int cmd_actor(int count, char **arguments)
     };
     if (!served_model_key(&loaded->config, &world.model_key)) return EXIT_CONFIGURATION;
     err_t error = world_run(&world);
-    if (error) complain("%s.%u: %s", role_names[given.role], given.index, error_descs[error].doc);
+    /* Its supervisor tells the reason, once. */
+    if (error && !given.epoch)
+        complain("%s.%u: %s", role_names[given.role], given.index, error_descs[error].doc);
     return error ? EXIT_FAILED : EXIT_OK;
 }

@@ -23,7 +23,7 @@ typedef struct {
     bool is_one_process;
 } up_arguments_t;
 
-enum { KEY_ONE_PROCESS = 256 };
+enum { KEY_ONE_PROCESS = 256, OTHERS_US = 15 * 1000 * 1000 };
 static const struct argp_option options[] = {
     { "one-process", KEY_ONE_PROCESS, NULL, 0,
       "all actors as threads of this process, for debugging", 0 },
@@ -134,7 +134,8 @@ static void *watch(void *argument)
         if (status) up = company_up_count(status);
         cJSON_Delete(status);
         progress_show(up < all ? "starting the actors" : "loading the model", up, all);
-        if (company_is_ready(self->config)) {
+        /* Without the first condition somebody else's server on our port would do. */
+        if (up == all && company_is_ready(self->config)) {
             progress_clear();
             print_ready(self->config, (double)(now_us() - start_us) / 1e6);
             break;
@@ -145,16 +146,31 @@ static void *watch(void *argument)
     return NULL;
 }
 
+/* Actors of a supervisor that was killed finish their requests first; they hold our names and the
+ * port. */
+static bool await_others(const config_t *config)
+{
+    uint64_t start_us = now_us(), waited_us = 0;
+    while (world_is_inhabited(config) && waited_us < OTHERS_US) {
+        progress_show("waiting for actors of the last company to end", waited_us, OTHERS_US);
+        usleep(20 * 1000);
+        waited_us = now_us() - start_us;
+    }
+    progress_clear();
+    return !world_is_inhabited(config);
+}
+
 /* ---- the command
  * ----------------------------------------------------------------------------------------- */
 
-static err_t supervise(const config_loaded_t *loaded, const char *configuration,
-                       bool is_one_process)
+/* Prints what went wrong, once; the log has the details. */
+static int supervise(const config_loaded_t *loaded, const char *configuration, bool is_one_process)
 {
     char program[4096];
     ssize_t size = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (size < 0) return ERR_IO;
+    if (size < 0) return EXIT_FAILED;
     program[size] = 0;
+    world_why_t why = { "" };
     watch_t watched = { .config = &loaded->config };
     world_options_t world = {
         .class = actor_classes[ROLE_supervisor],
@@ -162,15 +178,19 @@ static err_t supervise(const config_loaded_t *loaded, const char *configuration,
         .program = program,
         .config_file = configuration,
         .is_one_process = is_one_process,
+        .why = &why,
     };
-    if (!served_model_key(&loaded->config, &world.model_key)) return ERR_MODEL;
+    if (!served_model_key(&loaded->config, &world.model_key)) return EXIT_CONFIGURATION;
     pthread_t thread;
     bool is_watched = pthread_create(&thread, NULL, watch, &watched) == 0;
     err_t error = world_run(&world);
     atomic_store(&watched.is_over, true);
     if (is_watched) pthread_join(thread, NULL);
     progress_clear();
-    return error;
+    if (!error) return EXIT_OK;
+    complain("%s%s%s", why.text[0] ? why.text : error_descs[error].doc,
+             loaded->config.log.file[0] ? "; the log is " : "", loaded->config.log.file);
+    return EXIT_FAILED;
 }
 
 int cmd_up(int count, char **arguments)
@@ -196,13 +216,14 @@ int cmd_up(int count, char **arguments)
         complain("a company already runs here (%s); `troupe down` stops it", configuration);
         return EXIT_FAILED;
     }
+    if (!await_others(&loaded->config)) {
+        complain("actors without a supervisor still run here (%s)", configuration);
+        return EXIT_FAILED;
+    }
     choose_log(loaded, configuration);
     if (!open_log(&loaded->config) || !write_configuration(loaded, configuration))
         return EXIT_CONFIGURATION;
-    err_t error = supervise(loaded, configuration, given.is_one_process);
+    int code = supervise(loaded, configuration, given.is_one_process);
     unlink(configuration);
-    if (error)
-        complain("the company could not run: %s%s%s", error_descs[error].doc,
-                 loaded->config.log.file[0] ? "; see " : "", loaded->config.log.file);
-    return error ? EXIT_FAILED : EXIT_OK;
+    return code;
 }

@@ -10,7 +10,7 @@
 MUST_CHECK err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_t *pid);
 
 /* Ask it to stop (SIGTERM), or make it (SIGKILL).  Pid 0 is the supervisor itself, which then ends
- * as if told to stop, with ERR_INTERNAL: what it watched cannot be helped by restarts.  A pid that
+ * with ERR_INTERNAL: what it watched cannot be helped by restarts.  A pid that
  * is gone: nothing happens. */
 void actor_process_stop(actor_t *world, uint32_t pid, bool is_forced);
 

@@ -4,10 +4,16 @@
 
 #include "actor.h"
 
+/* Why a world ended as it did: one line for people. */
+typedef struct {
+    char text[512];
+} world_why_t;
+
 typedef struct {
     const actor_class_t *class;
     uint32_t index;
-    uint64_t epoch;          /* 0: from the wall clock */
+    uint64_t epoch;          /* 0: from the wall clock; else a supervisor that gave it wants to know
+                                why this life failed */
     const config_t *config;  /* must outlive the world */
     const char *program;     /* supervisor: path of the troupe binary to start children with */
     const char *config_file; /* supervisor: what children read; NULL: defaults */
@@ -16,10 +22,12 @@ typedef struct {
                             of a process */
     uint64_t model_key; /* sent in hello: two ends with different keys refuse to pair; 0: pairs with
                            any */
+    world_why_t *why;   /* set when world_run fails; may be NULL */
 } world_options_t;
 
 /* Run one actor until it is told to stop (SIGTERM, SIGINT, MSG_stop), then drain and return.
- * Owns the calling thread; opens its sockets in it. */
+ * Owns the calling thread; opens its sockets in it.  An error: it could not start, its engine could
+ * not, or (supervisor) restarts did not help; what was wrong has been logged and is in *why. */
 MUST_CHECK err_t world_run(const world_options_t *options);
 
 /* Every class, in the order of roles.def; NULL where a role is not an actor of ours.  Defined in
@@ -33,5 +41,8 @@ size_t world_endpoint(const config_t *config, address_t who, char *buf, size_t c
 /* Directory of sockets and pools; made with mode 0700 when missing, refused when it is not ours or
  * others can enter. */
 MUST_CHECK err_t world_directory(const config_t *config, char *buf, size_t cap);
+
+/* Whether any actor runs in that directory: those of a supervisor that was killed drain first. */
+bool world_is_inhabited(const config_t *config);
 
 #endif

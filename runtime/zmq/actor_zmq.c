@@ -82,6 +82,13 @@ void stop_by_message(actor_t *world, const msg_t *m)
         begin_stop(world, m->stop.drain_ms);
 }
 
+void world_fail(actor_t *world, err_t error)
+{
+    invariant(error != ERR_OK);
+    if (!world->is_failed) world->failure = error;
+    world->is_failed = true;
+}
+
 static bool is_over(actor_t *world)
 {
     if (world->is_failed) return true;
@@ -215,7 +222,7 @@ static err_t init_class(actor_t *world)
     world->is_in_init = true;
     err_t error = world->class->init(world->state, world);
     world->is_in_init = false;
-    if (error)
+    if (error && !world->why.text[0])
         actor_log(world, LOG_ERROR, "WORLD-INIT", "the actor cannot start: %s, %s",
                   error_descs[error].name, error_descs[error].doc);
     return error;
@@ -286,6 +293,7 @@ static void end(actor_t *world)
     peers_close(world);
     close_loop(world);
     free_memory(world);
+    if (world->failure && world->options.epoch) why_leave(world);
     identity_unlock(world);
 }
 
@@ -306,14 +314,18 @@ err_t world_run(const world_options_t *options)
     (void)signal(SIGPIPE, SIG_IGN);
     raise_descriptor_limit();
     err_t error = start(world, options);
-    world->is_failed = error != ERR_OK;
-    if (!error) {
+    if (error) {
+        world_fail(world, error);
+    } else {
         actor_log(world, LOG_INFO, "WORLD-UP", "epoch %llu, process %d",
                   (unsigned long long)world->epoch, (int)getpid());
         run_loop(world);
-        actor_log(world, LOG_INFO, "WORLD-END", "stopped in order");
+        actor_log(world, LOG_INFO, "WORLD-END", "%s",
+                  world->failure ? "cannot go on" : "stopped in order");
     }
     end(world);
+    error = world->failure;
+    if (error && options->why) *options->why = world->why;
     free(world);
     return error;
 }

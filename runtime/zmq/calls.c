@@ -1,4 +1,5 @@
 /* runtime/zmq/calls.c - what an actor may call, as far as it concerns no link and no port. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -75,8 +76,13 @@ uint64_t actor_random(actor_t *world)
 
 void actor_log(actor_t *world, log_level_t level, const char *id, const char *format, ...)
 {
-    va_list args;
+    va_list args, again;
     va_start(args, format);
+    if (level == LOG_ERROR) {
+        va_copy(again, args);
+        (void)vsnprintf(world->why.text, sizeof world->why.text, format, again);
+        va_end(again);
+    }
     log_writev(world->self, level, id, format, args);
     va_end(args);
 }

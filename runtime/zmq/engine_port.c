@@ -21,6 +21,14 @@ const engine_class_t *world_engine_class(const config_t *config)
     return config->engine.kind == 0 ? &engine_ops_class : &engine_stub_class;
 }
 
+/* A worker without an engine serves nobody: it ends, so that its supervisor can say why. */
+static void give_up(actor_t *world, const engine_news_t *news)
+{
+    actor_log(world, LOG_ERROR, "ENGINE-OPEN", "%s",
+              news->why[0] ? news->why : error_descs[news->error].doc);
+    world_fail(world, news->error);
+}
+
 static void deliver_news(actor_t *world, const engine_news_t *news)
 {
     msg_t m;
@@ -28,9 +36,6 @@ static void deliver_news(actor_t *world, const engine_news_t *news)
     m.header.from = world->self;
     if (news->is_ready) {
         m.engine_ready.error = (u32)news->error;
-        if (news->error)
-            actor_log(world, LOG_ERROR, "ENGINE-OPEN", "%s: %s", error_descs[news->error].name,
-                      news->why);
     } else {
         m.engine_done.step = news->step;
         m.engine_done.error = (u32)news->error;
@@ -51,7 +56,10 @@ static void on_news(evutil_socket_t descriptor, short what, void *arg)
     if (read(descriptor, &count, sizeof count) < 0) return;
     while (engine_thread_poll(self->thread, &news)) {
         engine_thread_accept(self->thread);
-        deliver_news(world, &news);
+        if (news.is_ready && news.error)
+            give_up(world, &news);
+        else
+            deliver_news(world, &news);
     }
 }
 

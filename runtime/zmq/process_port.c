@@ -23,6 +23,7 @@ enum {
     THREAD_PID =
         1 << 30, /* what stands for a process id where a child is a thread; above all real ones */
     NUMBER_BYTES = 24,
+    WHY_TOLD_BYTES = 380, /* with the status it fits process_exited */
 };
 
 typedef struct {
@@ -43,15 +44,19 @@ typedef struct {
     child_t children[CHILDREN_MAX];
 } processes_t;
 
+/* A status and, where the child said one, the reason. */
 static void tell_exit(actor_t *world, child_t *child, const char *how)
 {
     msg_t m;
+    world_why_t why;
+    why_take(world, child->who, &why);
     msg_init(&m, MSG_process_exited);
     m.header.from = world->self;
     m.process_exited.role = child->who.role;
     m.process_exited.index = child->who.index;
     m.process_exited.pid = child->pid;
-    (void)snprintf(m.process_exited.how, sizeof m.process_exited.how, "%s", how);
+    (void)snprintf(m.process_exited.how, sizeof m.process_exited.how, "%s%s%.*s", how,
+                   why.text[0] ? ": " : "", WHY_TOLD_BYTES, why.text);
     child->pid = 0;
     deliver(world, &m);
 }
@@ -245,7 +250,7 @@ void actor_process_stop(actor_t *world, uint32_t pid, bool is_forced)
 {
     processes_t *self = world->ports[PORT_PROCESS].state;
     if (pid == 0) {
-        world->stop_signals++;
+        world_fail(world, ERR_INTERNAL);
         return;
     }
     for (int i = 0; self && i < CHILDREN_MAX; i++) {

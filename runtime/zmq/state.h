@@ -25,6 +25,7 @@ enum {
     STOP_LINGER_MS = 500,  /* for the last frames to leave */
     CHECK_EVERY = 1024,    /* handlers between two runs of class->check outside of tests */
     PATH_BYTES = 256,
+    ACTOR_PATH_BYTES = PATH_BYTES + 64, /* of a file in the directory that bears an actor's name */
 };
 
 /* One row of links.def. */
@@ -117,6 +118,8 @@ struct actor {
     struct event *tick, *alarm, *stop_events[2];
     uint64_t alarm_us, tick_us;
     bool is_in_init, is_alarm_due, is_check_always, is_failed;
+    err_t failure;    /* what world_run returns when is_failed */
+    world_why_t why;  /* the latest error that was logged */
     uint32_t handled; /* since the last check */
     bool is_stopping;
     uint32_t stop_signals;
@@ -216,6 +219,11 @@ void curve_close(actor_t *world);
 /* Hold the identity while we live.  ERR_CONFIG: another process holds it. */
 MUST_CHECK err_t identity_lock(actor_t *world);
 void identity_unlock(actor_t *world);
+/* Remove what actors that are gone left in the directory; nothing while any but us lives. */
+void directory_sweep(const actor_t *world);
+/* Leave the reason of our end for the supervisor; take that of a child, empty when it left none. */
+void why_leave(const actor_t *world);
+void why_take(const actor_t *world, address_t who, world_why_t *why);
 
 /* ---- report.c ---- */
 void report_send(actor_t *world);
@@ -224,6 +232,8 @@ void report_send(actor_t *world);
 /* A stop from the company (not from a client, which the director passes on) stops this actor too.
  */
 void stop_by_message(actor_t *world, const msg_t *m);
+/* The world ends after this turn, without draining; world_run returns the error. */
+void world_fail(actor_t *world, err_t error);
 
 /* ---- deliver.c: into the actor ---- */
 void deliver(actor_t *world, const msg_t *m);

@@ -16,6 +16,7 @@ static const actor_class_t quiet_class = { .name = "director",
                                            .state_size = 1 };
 static err_t fail_init(void *self, actor_t *world)
 {
+    actor_log(world, LOG_ERROR, "TEST-INIT", "the weights are torn");
     return ERR_MODEL;
 }
 static const actor_class_t failing_class = {
@@ -103,9 +104,9 @@ static void start_stop_and_fail(bool is_one_process)
     assert_int_equal(ended.pid, second.pid);
     assert_string_equal(ended.how, is_one_process ? "exit status 0" : "signal 9 (Killed)");
     assert_int_equal(toy_do(toy, task_start, &failing), ERR_OK);
-    char expected[32];
-    snprintf(expected, sizeof expected, "exit status %d", (int)ERR_MODEL);
-    assert_string_equal(exit_of(toy, 2).how, expected);
+    char expected[128];
+    snprintf(expected, sizeof expected, "exit status %d: the weights are torn", (int)ERR_MODEL);
+    assert_string_equal(exit_of(toy, 2).how, expected); /* said by init, across processes too */
     assert_int_equal(toy_stop(toy), ERR_OK);
     toy_config_free(config);
 }
@@ -152,6 +153,70 @@ static void test_processes_missing_program_exit_is_told(void **state)
     toy_config_free(config);
 }
 
+static int task_give_up(toy_t *toy, actor_t *world, void *arg)
+{
+    actor_log(world, LOG_ERROR, "TEST-GIVES-UP", "it does not start");
+    actor_process_stop(world, 0, false);
+    return 0;
+}
+
+/* If this failed, `troupe up` would end with success when nothing could be served. */
+static void test_processes_supervisor_gives_up_world_ends_with_its_reason(void **state)
+{
+    config_t *config = toy_config();
+    world_why_t why = { "" };
+    toy_t *toy = start_supervisor(config, false);
+    toy->options.why = &why;
+    assert_int_equal(toy_do(toy, task_give_up, NULL), 0);
+    assert_int_equal(toy_stop(toy), ERR_INTERNAL);
+    assert_string_equal(why.text, "it does not start");
+    toy_config_free(config);
+}
+
+static void leave(const config_t *config, const char *name)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", config->wire.directory, name);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fclose(file);
+}
+
+static uint32_t count_files(const config_t *config)
+{
+    uint32_t count = 0;
+    DIR *directory = opendir(config->wire.directory);
+    assert_non_null(directory);
+    for (const struct dirent *entry; (entry = readdir(directory));)
+        count += entry->d_name[0] != '.';
+    closedir(directory);
+    return count;
+}
+
+/* If this failed, what a killed company left would stay for ever, or a company that lives would
+ * lose its memory to another's supervisor. */
+static void test_processes_supervisor_ends_directory_holds_nothing_of_the_dead(void **state)
+{
+    static const char *const names[] = { "ep-decode-0",          "decode_worker-7.lock",
+                                         "decode_worker-7.sock", "decode_worker-7-0012.pool",
+                                         "decode_worker-7.why",  "of somebody else" };
+    config_t *config = toy_config();
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) leave(config, names[i]);
+    toy_t *other = toy_start(config, director, 10);
+    toy_t *toy = start_supervisor(config, false);
+    assert_true(toy_wait(toy, MSG_peer_up, 1));
+    assert_true(world_is_inhabited(config));
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    assert_int_equal(count_files(config), 6 + 2); /* the director's lock and socket */
+    assert_int_equal(toy_stop(other), ERR_OK);
+    assert_false(world_is_inhabited(config));
+    assert_int_equal(count_files(config), 6);
+    toy = start_supervisor(config, false);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    assert_int_equal(count_files(config), 1);
+    toy_config_free(config);
+}
+
 int main(int count, char **arguments)
 {
     if (count == 10) return run_child(arguments);
@@ -160,6 +225,8 @@ int main(int count, char **arguments)
         cmocka_unit_test(test_processes_threads_are_started_stopped_and_mourned),
         cmocka_unit_test(test_processes_supervisor_ends_children_end_too),
         cmocka_unit_test(test_processes_missing_program_exit_is_told),
+        cmocka_unit_test(test_processes_supervisor_gives_up_world_ends_with_its_reason),
+        cmocka_unit_test(test_processes_supervisor_ends_directory_holds_nothing_of_the_dead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
