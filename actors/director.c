@@ -68,8 +68,7 @@ static err_t init(void *state, actor_t *world)
     return ERR_OK;
 }
 
-/* ---- what it hears
- * --------------------------------------------------------------------------------- */
+/* ---- what it hears ---- */
 
 static void forward_to_ingresses(director_t *self, actor_t *world, const msg_t *m)
 {
@@ -142,8 +141,7 @@ static void on_peer_down(void *state, actor_t *world, const msg_t *m)
               (unsigned long long)m->peer_down.peer_epoch);
 }
 
-/* ---- what it tells
- * --------------------------------------------------------------------------------- */
+/* ---- what it tells ---- */
 
 /* Zeros are left out: most actors use a few of the metrics. */
 static void write_metrics(json_text_t *out, const member_t *member)

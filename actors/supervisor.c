@@ -77,8 +77,7 @@ static bool is_in_stage(const child_t *child, uint32_t stage)
     return child->who.role == stop_order[stage][0] || child->who.role == stop_order[stage][1];
 }
 
-/* ---- telling the director
- * -------------------------------------------------------------------------- */
+/* ---- telling the director ---- */
 
 static void tell(child_t *child, actor_t *world)
 {
@@ -107,8 +106,7 @@ static bool tell_all(supervisor_t *self, actor_t *world)
     return is_complete;
 }
 
-/* ---- starting and restarting
- * ----------------------------------------------------------------------- */
+/* ---- starting and restarting ---- */
 
 static void begin_stop(supervisor_t *self, actor_t *world, uint64_t drain_us);
 
@@ -180,8 +178,7 @@ static void start_due(supervisor_t *self, actor_t *world)
     }
 }
 
-/* ---- stopping
- * -------------------------------------------------------------------------------------- */
+/* ---- stopping ---- */
 
 static bool is_stage_over(const supervisor_t *self)
 {
@@ -238,8 +235,7 @@ static void begin_stop(supervisor_t *self, actor_t *world, uint64_t drain_us)
     actor_wake_at(world, actor_now_us(world) + 1);
 }
 
-/* ---- the alarm
- * ------------------------------------------------------------------------------------- */
+/* ---- the alarm ---- */
 
 static void set_alarm(supervisor_t *self, actor_t *world, bool is_told)
 {
@@ -267,8 +263,7 @@ static void wake(void *state, actor_t *world)
     go_on(state, world);
 }
 
-/* ---- messages
- * -------------------------------------------------------------------------------------- */
+/* ---- messages ---- */
 
 static void on_process_exited(void *state, actor_t *world, const msg_t *m)
 {

@@ -29,8 +29,7 @@ typedef struct {
     cJSON *json;
 } run_t;
 
-/* ---- options
- * --------------------------------------------------------------------------------------------- */
+/* ---- options ---- */
 
 enum { KEY_IDS = 256, KEY_OPS };
 static const struct argp_option options[] = {
@@ -78,8 +77,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
     }
 }
 
-/* ---- the prompt
- * ------------------------------------------------------------------------------------------ */
+/* ---- the prompt ---- */
 
 static bool read_ids(run_t *run)
 {
@@ -110,8 +108,7 @@ static bool read_prompt(run_t *run)
     return false;
 }
 
-/* ---- the engine
- * ------------------------------------------------------------------------------------------ */
+/* ---- the engine ---- */
 
 static err_t configure(run_t *run)
 {
@@ -181,8 +178,7 @@ static void close_run(run_t *run)
     free(run->tokens);
 }
 
-/* ---- generating
- * ------------------------------------------------------------------------------------------ */
+/* ---- generating ---- */
 
 static err_t begin_sequence(run_t *run, const sampling_t *sampling)
 {

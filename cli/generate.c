@@ -8,8 +8,7 @@
 
 enum { SILENCE_US = 120 * 1000000, CANCEL_US = 5 * 1000000, LOOK_MS = 200 };
 
-/* ---- options
- * --------------------------------------------------------------------------------------------- */
+/* ---- options ---- */
 
 enum { KEY_TOP_P = 512, KEY_SEED, KEY_KEY, KEY_HIDE };
 static const struct argp_option options[] = {
@@ -63,8 +62,7 @@ void generate_defaults(generate_options_t *self)
     self->sampling.temperature = 0;
 }
 
-/* ---- the request
- * ------------------------------------------------------------------------------------------ */
+/* ---- the request ---- */
 
 typedef struct {
     const generate_options_t *options;

@@ -34,8 +34,7 @@ static const uint8_t type_of_tag[UINT8_MAX + 1] = {
 };
 /* clang-format on */
 
-/* ---- UTF-8
- * ----------------------------------------------------------------------------------------- */
+/* ---- UTF-8 ---- */
 
 /* Bytes of the well-formed character at text, 0 if there is none (RFC 3629: no surrogates, shortest
  * form). */
@@ -65,8 +64,7 @@ static size_t well_formed_size(const uint8_t *text, size_t size)
     return at;
 }
 
-/* ---- encoding
- * -------------------------------------------------------------------------------------- */
+/* ---- encoding ---- */
 
 typedef struct {
     uint8_t *at;
@@ -216,8 +214,7 @@ size_t msg_encode(const msg_t *m, uint8_t *buf, size_t cap)
     return output.is_full ? 0 : cap - output.left;
 }
 
-/* ---- decoding
- * -------------------------------------------------------------------------------------- */
+/* ---- decoding ---- */
 
 typedef enum {
     TOKEN_BAD, /* the frame ends inside it, or its first byte is never used */

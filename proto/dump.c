@@ -48,8 +48,7 @@ static bool has_range(const field_desc_t *field)
     return field->least < 0 || field->most > 0;
 }
 
-/* ---- Markdown
- * --------------------------------------------------------------------------------------- */
+/* ---- Markdown ---- */
 
 static const char frame_text[] =
     "# Protocol\n\n"
@@ -274,8 +273,7 @@ static void print_markdown(void)
     printf("%s", status_text);
 }
 
-/* ---- JSON
- * ------------------------------------------------------------------------------------------- */
+/* ---- JSON ---- */
 
 static void json_range(json_text_t *out, const field_desc_t *field)
 {

@@ -19,8 +19,7 @@
 
 typedef struct actor actor_t; /* opaque: the world, as this actor may see it */
 
-/* ---- what every actor may call
- * ------------------------------------------------------------------- */
+/* ---- what every actor may call ---- */
 
 /* Monotonic time; us.  Stands still during a handler in the simulator. */
 uint64_t actor_now_us(const actor_t *world);
@@ -67,13 +66,11 @@ void actor_count(actor_t *world, metric_t counter, uint64_t by);
 void actor_gauge(actor_t *world, metric_t gauge, double value);
 void actor_observe(actor_t *world, metric_t histogram, double value);
 
-/* ---- ports: work outside the handler, completions come back as messages
- * ---------------------------- */
+/* ---- ports: work outside the handler, completions come back as messages ---- */
 /* engine: runtime/engine.h (workers)   pool: runtime/pool.h (workers, kv_store)   http:
  * runtime/net/http.h (ingress) */
 
-/* ---- the class
- * ------------------------------------------------------------------------------------- */
+/* ---- the class ---- */
 
 enum { TURN_MESSAGES_MAX = 256 };
 

@@ -87,8 +87,7 @@ err_t config_refuse(config_loaded_t *self, const char *format, ...)
     return ERR_CONFIG;
 }
 
-/* ---- finding
- * ---------------------------------------------------------------------------------------- */
+/* ---- finding ---- */
 
 /* Edits (insert, delete, replace) that lead from a to b, both cut at NAME_BYTES. */
 static size_t distance(const char *a, const char *b)
@@ -184,8 +183,7 @@ config_index_t config_find(config_loaded_t *self, const char *where, const char 
     return CONFIG_KEYS;
 }
 
-/* ---- assigning
- * -------------------------------------------------------------------------------------- */
+/* ---- assigning ---- */
 
 static void *member(config_loaded_t *self, const config_key_t *key)
 {
@@ -408,8 +406,7 @@ config_place_t config_place(const config_loaded_t *self, config_index_t key)
     return out;
 }
 
-/* ---- showing
- * ---------------------------------------------------------------------------------------- */
+/* ---- showing ---- */
 
 typedef struct {
     char *buf;

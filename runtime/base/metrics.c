@@ -77,8 +77,7 @@ void metrics_observe(metrics_t *self, metric_t histogram, double value)
     slots[SLOT_COUNT] += 1;
 }
 
-/* ---- exposition
- * ------------------------------------------------------------------------------------ */
+/* ---- exposition ---- */
 
 typedef struct {
     char *buf;

@@ -58,8 +58,7 @@ typedef struct {
     sample_scratch_t *scratch;
 } engine_t;
 
-/* ---- opened and closed
- * -------------------------------------------------------------------------------- */
+/* ---- opened and closed ---- */
 
 static size_t block_bytes(const config_t *config, error_text_t *why)
 {
@@ -238,8 +237,7 @@ static err_t open_engine(void **core, const engine_core_options_t *options, erro
     return error;
 }
 
-/* ---- sequences
- * ---------------------------------------------------------------------------------------- */
+/* ---- sequences ---- */
 
 static slot_t *slot_at(engine_t *self, uint32_t index)
 {
@@ -314,8 +312,7 @@ static void release(void *core, uint32_t index)
     slot->is_open = false;
 }
 
-/* ---- from rows to passes
- * ------------------------------------------------------------------------------ */
+/* ---- from rows to passes ---- */
 
 static bool is_sound(const engine_t *self, const engine_row_t *row)
 {
@@ -379,8 +376,7 @@ static void clear_passes(engine_t *self)
     }
 }
 
-/* ---- steps of the group
- * ------------------------------------------------------------------------------- */
+/* ---- steps of the group ---- */
 
 static float *logits_of(const engine_t *self, int pass)
 {
@@ -418,8 +414,7 @@ static err_t step_group(engine_t *self)
     return error;
 }
 
-/* ---- results
- * ------------------------------------------------------------------------------------------ */
+/* ---- results ---- */
 
 typedef struct {
     engine_result_t *items;

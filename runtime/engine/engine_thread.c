@@ -76,8 +76,7 @@ static uint64_t now_us(void)
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
-/* ---- the engine's side
- * ------------------------------------------------------------------------------ */
+/* ---- the engine's side ---- */
 
 static news_t *news_next(engine_thread_t *self)
 {
@@ -182,8 +181,7 @@ static void *run_engine(void *arg)
     return NULL;
 }
 
-/* ---- the worker's side
- * ------------------------------------------------------------------------------ */
+/* ---- the worker's side ---- */
 
 /* Sequentially consistent: whoever is found not idle here sets is_idle after the word has changed,
  * and so its idle returns at once.  Both kinds of futex, for the core chooses how it waits. */

@@ -40,8 +40,7 @@ struct ep_group {
     void *memory;
 };
 
-/* ---- memory
- * ------------------------------------------------------------------------------------------- */
+/* ---- memory ---- */
 
 static size_t element_bytes(dtype_t dtype)
 {
@@ -137,8 +136,7 @@ void ep_group_destroy(ep_group_t **self)
     free(closing);
 }
 
-/* ---- meeting
- * ------------------------------------------------------------------------------------------ */
+/* ---- meeting ---- */
 
 err_t ep_group_join(ep_group_t *self)
 {
@@ -198,8 +196,7 @@ err_t ep_group_agree(ep_group_t *self, uint32_t mine, uint32_t *all)
     return ERR_OK;
 }
 
-/* ---- dispatch
- * ----------------------------------------------------------------------------------------- */
+/* ---- dispatch ---- */
 
 static tensor_t part_of(const tensor_t *x, uint32_t first, uint32_t rows)
 {

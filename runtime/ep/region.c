@@ -30,8 +30,7 @@ static uint64_t now_us(void)
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
-/* ---- bell and generation
- * -------------------------------------------------------------------------------- */
+/* ---- bell and generation ---- */
 
 /* Partner: a sleeper counts itself before it compares the bell (in the kernel), so either it sees
  * the new bell or we see the sleeper.  Both are sequentially consistent for that reason. */
@@ -49,8 +48,7 @@ static void next_generation(region_t *self, uint32_t from)
     ring_bell(self);
 }
 
-/* ---- the file
- * ----------------------------------------------------------------------------------------- */
+/* ---- the file ---- */
 
 /* FNV-1a over what all ranks must agree on. */
 static uint64_t layout_of(const ep_options_t *options, size_t bytes)
@@ -204,8 +202,7 @@ void region_close(region_t *self)
     *self = (region_t){ .file = -1 };
 }
 
-/* ---- sleeping and waking
- * ------------------------------------------------------------------------------ */
+/* ---- sleeping and waking ---- */
 
 uint32_t region_bell(const region_t *self)
 {
@@ -246,8 +243,7 @@ void region_sleep(region_t *self, const region_sleep_t *sleep)
     atomic_fetch_sub(&self->head->sleepers, 1);
 }
 
-/* ---- generations
- * -------------------------------------------------------------------------------------- */
+/* ---- generations ---- */
 
 bool region_is_joined(const region_t *self)
 {
@@ -339,8 +335,7 @@ err_t region_join(region_t *self)
     return ERR_OK;
 }
 
-/* ---- steps and phases
- * --------------------------------------------------------------------------------- */
+/* ---- steps and phases ---- */
 
 void region_ring(region_t *self)
 {

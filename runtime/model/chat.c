@@ -16,8 +16,7 @@ static const char *const special_contents[SPECIALS_MAX] = {
 #undef X
 };
 
-/* ---- the table
- * --------------------------------------------------------------------------------------- */
+/* ---- the table ---- */
 
 enum {
     NEEDS_TURNS =
@@ -68,8 +67,7 @@ static const template_t *recognise(const char *jinja, error_text_t *why)
         jinja);
 }
 
-/* ---- life
- * -------------------------------------------------------------------------------------------- */
+/* ---- life ---- */
 
 enum { CONFIG_BYTES_MAX = 16 << 20 };
 
@@ -159,8 +157,7 @@ const char *chat_name(const chat_t *self)
     return self->template->name;
 }
 
-/* ---- rendering
- * --------------------------------------------------------------------------------------- */
+/* ---- rendering ---- */
 
 /* What cannot be rendered is named, not left out. */
 static bool check_messages(const chat_t *self, const chat_message_t *messages, uint32_t count,

@@ -10,8 +10,7 @@
 #include "../invariant.h"
 #include "chat_parts.h"
 
-/* ---- pieces
- * ------------------------------------------------------------------------------------------ */
+/* ---- pieces ---- */
 
 void chat_flush(render_t *out)
 {
@@ -111,8 +110,7 @@ static void render_systems(render_t *out, const chat_message_t *messages, uint32
     }
 }
 
-/* ---- tiny
- * -------------------------------------------------------------------------------------------- */
+/* ---- tiny ---- */
 
 void chat_render_tiny(render_t *out, const chat_message_t *messages, uint32_t count)
 {
@@ -132,8 +130,7 @@ void chat_render_tiny(render_t *out, const chat_message_t *messages, uint32_t co
     special(out, SPECIAL_THINK);
 }
 
-/* ---- DeepSeek-V3 and R1
- * ------------------------------------------------------------------------------- */
+/* ---- DeepSeek-V3 and R1 ---- */
 
 static void render_call_v3(render_t *out, const chat_call_t *call)
 {
@@ -206,8 +203,7 @@ void chat_render_v3(render_t *out, const chat_message_t *messages, uint32_t coun
     literal(out, "\n");
 }
 
-/* ---- DeepSeek-V3.1
- * ------------------------------------------------------------------------------------ */
+/* ---- DeepSeek-V3.1 ---- */
 
 static void render_calls_v3_1(render_t *out, const chat_message_t *message)
 {

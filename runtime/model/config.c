@@ -43,8 +43,7 @@ static const char *show(const cJSON *item, char *buffer, size_t size)
 
 enum { SHOWN_BYTES = 96 };
 
-/* ---- integers
- * ---------------------------------------------------------------------------------------- */
+/* ---- integers ---- */
 
 typedef struct {
     const char *key;
@@ -116,8 +115,7 @@ static err_t read_integers(model_config_t *self, const cJSON *root, error_text_t
     return ERR_OK;
 }
 
-/* ---- other types
- * ------------------------------------------------------------------------------------- */
+/* ---- other types ---- */
 
 typedef struct {
     const char *key;
@@ -196,8 +194,7 @@ static err_t check_fixed(const model_config_t *self, const cJSON *root, error_te
     return error;
 }
 
-/* ---- how experts are chosen
- * --------------------------------------------------------------------------- */
+/* ---- how experts are chosen ---- */
 
 enum { TYPE_V3, TYPE_KIMI, TYPE_V2 };
 enum { METHOD_NOAUX, METHOD_LIMITED, METHOD_GREEDY };
@@ -248,8 +245,7 @@ static err_t read_gate(model_config_t *self, const cJSON *root, int type, error_
     return read_groups(self, root, method, why);
 }
 
-/* ---- rope
- * --------------------------------------------------------------------------------------------- */
+/* ---- rope ---- */
 
 static double yarn_scale(double factor, double mscale)
 {
@@ -310,8 +306,7 @@ static err_t read_rope(model_config_t *self, const cJSON *root, error_text_t *wh
     return ERR_OK;
 }
 
-/* ---- quantisation, end tokens
- * ------------------------------------------------------------------------- */
+/* ---- quantisation, end tokens ---- */
 
 static bool is_block(const cJSON *item)
 {
@@ -376,8 +371,7 @@ static err_t read_end_tokens(model_config_t *self, const cJSON *root, error_text
     return ERR_OK;
 }
 
-/* ---- the whole
- * ---------------------------------------------------------------------------------------- */
+/* ---- the whole ---- */
 
 static err_t check_whole(const model_config_t *self, error_text_t *why)
 {
@@ -490,6 +484,7 @@ err_t model_config_read(model_config_t *self, const char *dir, error_text_t *why
     err_t error = model_config_parse(&parsed, bytes, size, why);
     free(bytes);
     if (!error) error = read_generation(&parsed, dir, why);
+    if (!error) error = weights_digest(&parsed.weights, dir, why);
     if (!error) *self = parsed;
     return name_dir(error, dir, why);
 }
@@ -569,5 +564,6 @@ uint64_t model_key(const model_config_t *self)
     uint64_t hash = mix(0xcbf29ce484222325u, self->model_type, strlen(self->model_type));
     hash = mix(hash, shape, sizeof shape);
     hash = mix(hash, numbers, sizeof numbers);
+    hash = mix(hash, &self->weights, sizeof self->weights);
     return hash ? hash : 1;
 }

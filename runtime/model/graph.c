@@ -11,8 +11,7 @@
 
 enum { ALIGNMENT = 64 };
 
-/* ---- scratch
- * ------------------------------------------------------------------------------------------ */
+/* ---- scratch ---- */
 
 static size_t element_bytes(dtype_t dtype)
 {
@@ -128,8 +127,7 @@ size_t graph_queue_bytes(const model_config_t *c, uint32_t rows_max, uint32_t co
     return context_max * key * sizeof(float) + (rows_max + (size_t)64) * row * sizeof(float);
 }
 
-/* ---- a graph
- * ------------------------------------------------------------------------------------------ */
+/* ---- a graph ---- */
 
 static void set_shapes(graph_t *self)
 {
@@ -200,8 +198,7 @@ void graph_destroy(graph_t **self)
     free(closing);
 }
 
-/* ---- one layer
- * ---------------------------------------------------------------------------------------- */
+/* ---- one layer ---- */
 
 static bool make_query(graph_t *self, const layer_t *layer, uint32_t rows)
 {
@@ -340,8 +337,7 @@ static err_t run_layer(graph_t *self, uint32_t index, const graph_step_t *step)
     return feed_forward(self, layer, rows) ? ERR_OK : ERR_ENGINE;
 }
 
-/* ---- a step
- * ------------------------------------------------------------------------------------------- */
+/* ---- a step ---- */
 
 static void set_positions(graph_t *self, const graph_step_t *step)
 {

@@ -53,8 +53,7 @@ __attribute__((format(printf, 2, 3))) static err_t refuse(error_text_t *why, con
     return ERR_MODEL;
 }
 
-/* ---- one header
- * --------------------------------------------------------------------------------------- */
+/* ---- one header ---- */
 
 typedef struct {
     const char *name;
@@ -267,8 +266,7 @@ err_t safetensors_check(const void *data, size_t size, error_text_t *why)
     return error;
 }
 
-/* ---- files
- * -------------------------------------------------------------------------------------------- */
+/* ---- files ---- */
 
 static err_t map_file(shard_t *shard, const char *path, error_text_t *why)
 {
@@ -334,8 +332,7 @@ static err_t add_file(safetensors_t *self, const char *path, error_text_t *why)
     return error;
 }
 
-/* ---- shards
- * ------------------------------------------------------------------------------------------- */
+/* ---- shards ---- */
 
 static cJSON *read_index(const char *path)
 {
@@ -401,8 +398,7 @@ static err_t add_index(safetensors_t *self, const char *dir, const cJSON *index,
     return error;
 }
 
-/* ---- the whole
- * ---------------------------------------------------------------------------------------- */
+/* ---- the whole ---- */
 
 static safetensors_t *make(void)
 {

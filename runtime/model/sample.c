@@ -12,8 +12,7 @@
 
 #include "../invariant.h"
 
-/* ---- random numbers
- * ---------------------------------------------------------------------------------- */
+/* ---- random numbers ---- */
 
 /* Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: multipliers and Weyl
  * increments. */
@@ -43,8 +42,7 @@ float sample_random(uint64_t seed, uint32_t index)
     return (float)(out[0] >> 8) * 0x1p-24f;
 }
 
-/* ---- scratch
- * ----------------------------------------------------------------------------------------- */
+/* ---- scratch ---- */
 
 typedef struct {
     float logit;
@@ -84,8 +82,7 @@ void sample_scratch_destroy(sample_scratch_t **self)
     *self = NULL;
 }
 
-/* ---- order
- * ------------------------------------------------------------------------------------------- */
+/* ---- order ---- */
 
 /* Likelier first; of equals the lower id.  A total order, so every selection below has one answer.
  */
@@ -166,8 +163,7 @@ static void sort_candidates(candidate_t *candidates, uint32_t count)
     }
 }
 
-/* ---- log probabilities of the raw logits
- * -------------------------------------------------------------- */
+/* ---- log probabilities of the raw logits ---- */
 
 static double log_sum_exp(const float *logits, uint32_t vocab, float most)
 {
@@ -207,8 +203,7 @@ void sample_logprobs(sample_scratch_t *scratch, const float *logits, uint32_t vo
     }
 }
 
-/* ---- bias, penalties
- * --------------------------------------------------------------------------------- */
+/* ---- bias, penalties ---- */
 
 static void penalise(sample_scratch_t *scratch, const sampling_t *sampling, uint32_t token)
 {
@@ -249,8 +244,7 @@ static void apply_bias(sample_scratch_t *scratch, uint32_t vocab, const sample_c
             scratch->logits[context->bias_ids[i]] += context->bias_values[i];
 }
 
-/* ---- filters
- * ----------------------------------------------------------------------------------------- */
+/* ---- filters ---- */
 
 /* e^-40 of the best one's probability, times any vocabulary, is far below the 24 bits of the random
  * number. */

@@ -20,8 +20,7 @@ enum { JSON_BYTES_MAX = 256 << 20, RESERVED_AT_FIRST = 4096 };
 static_assert((3 + TOKEN_BYTES_MAX) * UTF8_REPLACEMENT_BYTES <= DETOKENIZER_EMIT_MAX,
               "any push fits");
 
-/* ---- life
- * -------------------------------------------------------------------------------------------- */
+/* ---- life ---- */
 
 tokenizer_t *tokenizer_new_from_memory(const char *json, size_t size, error_text_t *why)
 {
@@ -109,8 +108,7 @@ uint32_t tokenizer_id(const tokenizer_t *self, const char *content, size_t size)
     return vocab_find(&self->vocab, content, size);
 }
 
-/* ---- text to ids
- * ------------------------------------------------------------------------------------- */
+/* ---- text to ids ---- */
 
 typedef struct {
     tokenizer_t *self;
@@ -214,8 +212,7 @@ size_t tokenizer_encode(tokenizer_t *self, const char *text, size_t size, bool a
     return out.count;
 }
 
-/* ---- ids to text
- * ------------------------------------------------------------------------------------- */
+/* ---- ids to text ---- */
 
 typedef struct {
     char *text;

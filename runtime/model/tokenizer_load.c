@@ -91,8 +91,7 @@ static const char *type_of(const cJSON *item)
     return cJSON_IsString(type) ? type->valuestring : "nothing";
 }
 
-/* ---- what surrounds the model
- * ------------------------------------------------------------------------ */
+/* ---- what surrounds the model ---- */
 
 static err_t check_normalizer(load_t *load, const cJSON *root)
 {
@@ -158,8 +157,7 @@ static err_t check_surroundings(load_t *load, const cJSON *root, const cJSON *mo
     return check_normalizer(load, root);
 }
 
-/* ---- tokens
- * ------------------------------------------------------------------------------------------ */
+/* ---- tokens ---- */
 
 typedef struct {
     uint32_t token_count, added_count;
@@ -250,8 +248,7 @@ static err_t load_byte_ids(load_t *load)
     return ERR_OK;
 }
 
-/* ---- merges
- * ------------------------------------------------------------------------------------------ */
+/* ---- merges ---- */
 
 typedef struct {
     const char *left, *right;
@@ -308,8 +305,7 @@ static err_t load_merges(load_t *load, const cJSON *merges)
     return ERR_OK;
 }
 
-/* ---- the whole
- * --------------------------------------------------------------------------------------- */
+/* ---- the whole ---- */
 
 static err_t load_tokens(load_t *load, const cJSON *vocab, const cJSON *added)
 {

@@ -33,8 +33,7 @@ __attribute__((format(printf, 2, 3))) static err_t refuse(error_text_t *why, con
     return ERR_MODEL;
 }
 
-/* ---- memory
- * ------------------------------------------------------------------------------------------- */
+/* ---- memory ---- */
 
 static void *allocate(loaded_t *self, size_t bytes)
 {
@@ -61,8 +60,7 @@ static uint32_t scale_blocks(uint32_t count)
     return (count + SCALE_BLOCK - 1) / SCALE_BLOCK;
 }
 
-/* ---- one tensor
- * --------------------------------------------------------------------------------------- */
+/* ---- one tensor ---- */
 
 typedef struct {
     const char *name;
@@ -184,8 +182,7 @@ static err_t take_plain(loaded_t *self, tensor_t *out, wanted_t wanted)
     return error;
 }
 
-/* ---- weights of products
- * ------------------------------------------------------------------------------ */
+/* ---- weights of products ---- */
 
 /* The layout that the chosen table of operations wants, beside the raw bytes. */
 static err_t prepare(loaded_t *self, tensor_t *w, const char *name)
@@ -276,8 +273,7 @@ static err_t take_ffn(loaded_t *self, tensor_t *gate_up, tensor_t *down, const c
     return error;
 }
 
-/* ---- one layer
- * ---------------------------------------------------------------------------------------- */
+/* ---- one layer ---- */
 
 typedef struct {
     tensor_t *out;
@@ -396,8 +392,7 @@ static err_t take_layer(loaded_t *self, uint32_t index)
                     self->model.config.dense_intermediate);
 }
 
-/* ---- the whole
- * ---------------------------------------------------------------------------------------- */
+/* ---- the whole ---- */
 
 static err_t take_ends(loaded_t *self)
 {

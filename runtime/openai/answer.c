@@ -47,8 +47,7 @@ void answer_print_usage(writer_t *out, const usage_t *usage)
     writer_text(out, "}}");
 }
 
-/* ---- log probabilities
- * ----------------------------------------------------------------------------- */
+/* ---- log probabilities ---- */
 
 /* A token's own text, made valid: half a character becomes U+FFFD, as `bytes` has the truth. */
 static size_t token_text(const tokenizer_t *tokenizer, uint32_t id, char *text, size_t cap)
@@ -189,8 +188,7 @@ void answer_print_logprobs(writer_t *out, bool is_chat, const tokenizer_t *token
     writer_text(out, "],\"refusal\":null}");
 }
 
-/* ---- streaming
- * ------------------------------------------------------------------------------------- */
+/* ---- streaming ---- */
 
 static void begin_chunk(writer_t *out, const answer_head_t *head, uint32_t choice)
 {

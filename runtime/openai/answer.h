@@ -44,8 +44,7 @@ void answer_print_usage(writer_t *out, const usage_t *usage);
 void answer_print_logprobs(writer_t *out, bool is_chat, const tokenizer_t *tokenizer,
                            records_t records, uint64_t *offset);
 
-/* ---- streaming: whole server-sent events, "data: ...\n\n"
- * ------------------------------------------- */
+/* ---- streaming: whole server-sent events, "data: ...\n\n" ---- */
 
 typedef struct {
     openai_text_t reasoning, content;

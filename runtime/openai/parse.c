@@ -6,8 +6,7 @@
 
 #include "parse.h"
 
-/* ---- sampling: ranges come from sampling.def
- * ------------------------------------------------------- */
+/* ---- sampling: ranges come from sampling.def ---- */
 
 typedef struct {
     const char *name;
@@ -97,8 +96,7 @@ static err_t on_top_logprobs(parser_t *self, const char *name, const cJSON *valu
     return on_sample(self, name, value);
 }
 
-/* ---- counts, stops, biases
- * ------------------------------------------------------------------------- */
+/* ---- counts, stops, biases ---- */
 
 static err_t on_max_tokens(parser_t *self, const char *name, const cJSON *value)
 {
@@ -202,8 +200,7 @@ static err_t on_logit_bias(parser_t *self, const char *name, const cJSON *value)
     return ERR_OK;
 }
 
-/* ---- switches
- * -------------------------------------------------------------------------------------- */
+/* ---- switches ---- */
 
 static err_t on_model(parser_t *self, const char *name, const cJSON *value)
 {
@@ -301,8 +298,7 @@ static err_t on_ignored(parser_t *self, const char *name, const cJSON *value)
     return ERR_OK;
 }
 
-/* ---- what this server cannot do is refused unless it asks for nothing
- * ------------------------------ */
+/* ---- what this server cannot do is refused unless it asks for nothing ---- */
 
 static err_t refuse_feature(parser_t *self, const char *name, const char *allowed)
 {
@@ -358,8 +354,7 @@ static err_t on_prompt(parser_t *self, const char *name, const cJSON *value)
     return read_prompt(self, name, value);
 }
 
-/* ---- the table
- * ------------------------------------------------------------------------------------- */
+/* ---- the table ---- */
 
 enum {
     CHAT = 1 << OPENAI_CHAT,

@@ -45,8 +45,7 @@ struct actor {
     size_t log_size;
 };
 
-/* ---- the contract
- * ----------------------------------------------------------------------------------- */
+/* ---- the contract ---- */
 
 uint64_t actor_now_us(const actor_t *world)
 {
@@ -137,8 +136,7 @@ uint64_t actor_wall_us(const actor_t *world)
     return world->wall_us + world->now_us;
 }
 
-/* ---- driving it
- * -------------------------------------------------------------------------------------- */
+/* ---- driving it ---- */
 
 static inline void fake_check(actor_t *world)
 {

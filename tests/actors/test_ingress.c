@@ -11,8 +11,7 @@
 #include "runtime/net/http.h"
 #include "tests/actors/fake_world.h"
 
-/* ---- the part of the world that the fake one leaves out
- * -------------------------------------------- */
+/* ---- the part of the world that the fake one leaves out ---- */
 
 enum { ANSWER_MAX = 1 << 18 };
 
@@ -82,8 +81,7 @@ void actor_http_answer(actor_t *world, uint64_t exchange, const http_answer_t *a
     actor_http_end(world, exchange);
 }
 
-/* ---- helpers
- * --------------------------------------------------------------------------------------- */
+/* ---- helpers ---- */
 
 static const address_t prefill_lb = { ROLE_prefill_lb, 0 }, decode_lb = { ROLE_decode_lb, 0 },
                        worker = { ROLE_decode_worker, 1 };
@@ -209,8 +207,7 @@ static void assert_has(const char *wanted)
     assert_non_null(strstr(http.text, wanted));
 }
 
-/* ---- streams
- * --------------------------------------------------------------------------------------- */
+/* ---- streams ---- */
 
 static void test_ingress_stream_splits_reasoning_and_ends_once(void **state)
 {
@@ -352,8 +349,7 @@ static void test_ingress_client_that_leaves_cancels_everywhere(void **state)
     destroy(world);
 }
 
-/* ---- whole answers
- * --------------------------------------------------------------------------------- */
+/* ---- whole answers ---- */
 
 static void test_ingress_whole_answer_has_every_choice(void **state)
 {
@@ -423,8 +419,7 @@ static void test_ingress_logprobs_in_both_shapes(void **state)
     destroy(world);
 }
 
-/* ---- refusals
- * -------------------------------------------------------------------------------------- */
+/* ---- refusals ---- */
 
 static void test_ingress_refusals_have_their_status_and_words(void **state)
 {
@@ -476,9 +471,10 @@ static void test_ingress_keys_are_asked_for(void **state)
         http.status = 0;
         http.ends = 0;
         m.http_request.exchange = 1000 + i;
-        strcpy(m.http_request.method, "GET");
-        strcpy(m.http_request.path, "/v1/models");
-        strcpy(m.http_request.authorization, keys[i]);
+        (void)snprintf(m.http_request.method, sizeof m.http_request.method, "%s", "GET");
+        (void)snprintf(m.http_request.path, sizeof m.http_request.path, "%s", "/v1/models");
+        (void)snprintf(m.http_request.authorization, sizeof m.http_request.authorization, "%s",
+                       keys[i]);
         fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
         assert_int_equal(http.status, i == 0 ? 200 : 401);
     }
@@ -522,8 +518,7 @@ static void test_ingress_table_full_answers_429_and_recovers(void **state)
     destroy(world);
 }
 
-/* ---- silence
- * --------------------------------------------------------------------------------------- */
+/* ---- silence ---- */
 
 static void answer_probe(actor_t *world, bool is_held)
 {
@@ -580,8 +575,7 @@ static void test_ingress_lost_word_of_the_end_is_found(void **state)
     destroy(world);
 }
 
-/* ---- ZeroMQ clients
- * -------------------------------------------------------------------------------- */
+/* ---- ZeroMQ clients ---- */
 
 static const address_t client = { ROLE_client, 3 };
 

@@ -54,8 +54,7 @@ static void count_one(void)
         atomic_store(&shared->first_us, now_us());
 }
 
-/* ---- actors
- * ----------------------------------------------------------------------------------------- */
+/* ---- actors ---- */
 
 static void stop_self(void)
 {
@@ -128,8 +127,7 @@ static void run_actor(const config_t *config, const actor_class_t *class)
     if (world_run(&options)) exit(1);
 }
 
-/* ---- bare sockets
- * ------------------------------------------------------------------------------------ */
+/* ---- bare sockets ---- */
 
 static void bare_receive(const char *endpoint)
 {
@@ -157,8 +155,7 @@ static void bare_send(const char *endpoint)
     zmq_ctx_term(context);
 }
 
-/* ---- both
- * -------------------------------------------------------------------------------------------- */
+/* ---- both ---- */
 
 typedef struct {
     double rate, cpu_us;

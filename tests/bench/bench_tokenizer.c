@@ -53,7 +53,7 @@ static size_t make_text(const tokenizer_t *tokenizer, char *text)
         size += next_word(tokenizer, text + size, 64);
         if (words % 12 == 0) text[size++] = words % 60 ? ',' : '.';
         if (words % 300 == 0) text[size++] = '\n';
-        if (words % 40 == 0) size += (size_t)sprintf(text + size, " %u", random_bits() % 10000);
+        if (words % 40 == 0) size += (size_t)snprintf(text + size, 8, " %u", random_bits() % 10000);
     }
     return size;
 }

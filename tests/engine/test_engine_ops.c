@@ -27,8 +27,7 @@ enum { SLOTS = 8, ROWS_MAX = 64, CONTEXT = 8192, BLOCKS = 64, IDS_MAX = 1024, CA
         }                                                                                          \
     } while (0)
 
-/* ---- what the reference says
- * ----------------------------------------------------------------------------- */
+/* ---- what the reference says ---- */
 
 typedef struct {
     uint32_t prompt[IDS_MAX], greedy[64], prompt_count, greedy_count;
@@ -81,8 +80,7 @@ static int remove_directory(void **state)
     return rmdir(directory);
 }
 
-/* ---- an engine
- * -------------------------------------------------------------------------------------------- */
+/* ---- an engine ---- */
 
 typedef struct {
     config_t config;
@@ -378,8 +376,7 @@ static void test_engine_ops_resumed_stream_goes_on_with_the_same_tokens(void **s
     close_engine(&engine);
 }
 
-/* ---- as a group
- * --------------------------------------------------------------------------------------------- */
+/* ---- as a group ---- */
 
 typedef struct {
     uint32_t ranks;

@@ -61,8 +61,7 @@ static ep_options_t options_of(uint32_t rank, uint32_t ranks, dtype_t carrier)
                            .wait_ms = WAIT_MS };
 }
 
-/* ---- a layer whose experts are easy to know
- * ------------------------------------------------------------ */
+/* ---- a layer whose experts are easy to know ---- */
 
 typedef struct {
     float x[ROWS_MAX * HIDDEN], weights[ROWS_MAX * TOP_K], out[ROWS_MAX * HIDDEN];
@@ -147,8 +146,7 @@ static void check_against_one(queue_t *q, layer_input_t *got, uint32_t source, u
     ep_group_destroy(&alone);
 }
 
-/* ---- processes
- * ------------------------------------------------------------------------------------------ */
+/* ---- processes ---- */
 
 typedef void rank_fn(ep_group_t *group, queue_t *q, const ep_options_t *options);
 
@@ -252,8 +250,7 @@ static void test_ep_fp8_rows_stay_near_the_exact_ones(void **state)
     queue_destroy(&q);
 }
 
-/* ---- faults
- * ---------------------------------------------------------------------------------------------- */
+/* ---- faults ---- */
 
 static void step_then_die(ep_group_t *group, queue_t *q, const ep_options_t *options)
 {
@@ -346,8 +343,7 @@ static void test_ep_rank_that_leaves_ends_the_step(void **state)
     wait_child(child, false);
 }
 
-/* ---- the file
- * --------------------------------------------------------------------------------------------- */
+/* ---- the file ---- */
 
 /* If this failed, a worker started twice would write into the memory of the one that runs. */
 static void test_ep_slot_in_use_is_refused(void **state)

@@ -39,8 +39,7 @@ static cJSON *read_json(const char *path)
     return json;
 }
 
-/* ---- messages from JSON
- * ------------------------------------------------------------------------------ */
+/* ---- messages from JSON ---- */
 
 typedef struct {
     chat_message_t messages[MESSAGES_MAX];
@@ -94,8 +93,7 @@ static size_t render(chat_t *chat, tokenizer_t *tokenizer, const talk_t *talk, i
     return count;
 }
 
-/* ---- a model directory of our own
- * --------------------------------------------------------------------- */
+/* ---- a model directory of our own ---- */
 
 /* Features of the published templates, enough to be told apart by; never executed. */
 static const char *const jinja_of[][2] = {
@@ -167,8 +165,7 @@ static int tear_down(void **state)
     return rmdir(directory);
 }
 
-/* ---- golden
- * ------------------------------------------------------------------------------------------ */
+/* ---- golden ---- */
 
 /* If it failed, the tiny model would be asked in a form it was not trained on. */
 static void test_chat_tiny_reference_prompts_match(void **state)
@@ -238,8 +235,7 @@ static void test_chat_every_template_matches_rendered_jinja(void **state)
     cJSON_Delete(cases);
 }
 
-/* ---- what users may not do
- * ----------------------------------------------------------------------------- */
+/* ---- what users may not do ---- */
 
 /* If it failed, a user could end the turn or speak as the assistant by spelling a special token. */
 static void test_chat_special_token_in_content_stays_text(void **state)

@@ -32,8 +32,7 @@ static sampling_t plain(void)
     return (sampling_t){ .temperature = 1, .top_p = 1, .repetition_penalty = 1 };
 }
 
-/* ---- random numbers
- * ---------------------------------------------------------------------------------- */
+/* ---- random numbers ---- */
 
 /* If it failed, a GPU or another build would draw other numbers than we do: resumed streams would
  * jump. */
@@ -74,8 +73,7 @@ static void test_random_any_seed_is_uniform(void **state)
     assert_true(sample_random(1, 0) != sample_random(1 + (1ull << 32), 0));
 }
 
-/* ---- brute force
- * ------------------------------------------------------------------------------------- */
+/* ---- brute force ---- */
 
 typedef struct {
     double probability;
@@ -233,8 +231,7 @@ static void test_sample_filters_keep_exactly_the_sorted_set(void **state)
     sample_scratch_destroy(&scratch);
 }
 
-/* ---- greedy, ties, determinism
- * ------------------------------------------------------------------------ */
+/* ---- greedy, ties, determinism ---- */
 
 /* If it failed, temperature 0 would not be repeatable across machines that order equals
  * differently. */
@@ -310,8 +307,7 @@ static void test_sample_not_a_number_still_gives_a_token(void **state)
     sample_scratch_destroy(&scratch);
 }
 
-/* ---- log probabilities
- * -------------------------------------------------------------------------------- */
+/* ---- log probabilities ---- */
 
 /* If it failed, logprobs shown to clients would be those of the filtered, not of the model's
  * distribution. */

@@ -52,8 +52,7 @@ static uint32_t random_below(uint32_t bound)
     return (uint32_t)(random_state >> 33) % bound;
 }
 
-/* ---- golden
- * ------------------------------------------------------------------------------------------ */
+/* ---- golden ---- */
 
 /* cJSON ends a string at U+0000, so the file's \u0000 are read as \ue000 (which no case has) and
  * become NUL here. */
@@ -130,8 +129,7 @@ static void test_tokenizer_deepseek_v3_golden_matches_hf(void **state)
     tokenizer_destroy(&tokenizer);
 }
 
-/* ---- the incremental detokeniser
- * ------------------------------------------------------------------------ */
+/* ---- the incremental detokeniser ---- */
 
 /* Push all ids one by one, checking that every emission is valid UTF-8 by itself. */
 static size_t push_all(const tokenizer_t *tokenizer, const uint32_t *from, size_t count, char *out)
@@ -205,8 +203,7 @@ static void test_decode_small_buffer_holds_whole_characters(void **state)
     tokenizer_destroy(&tokenizer);
 }
 
-/* ---- hostile texts
- * ---------------------------------------------------------------------------------------- */
+/* ---- hostile texts ---- */
 
 /* If it failed, bytes that are not UTF-8 would crash the tokenizer or give other ids than HF's
  * lossy reading: one U+FFFD per maximal subpart, as Python's decode(errors="replace") does. */
@@ -323,8 +320,7 @@ static void test_encode_after_reserve_does_not_allocate(void **state)
     tokenizer_destroy(&tokenizer);
 }
 
-/* ---- hostile files
- * ---------------------------------------------------------------------------------------- */
+/* ---- hostile files ---- */
 
 /* Replace the first occurrence of one text in tiny's file and load that. */
 static void check_changed_file(const char *from, const char *to, const char *part)

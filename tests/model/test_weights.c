@@ -15,8 +15,7 @@
 
 #define TINY SOURCE_DIR "/models/tiny"
 
-/* ---- files made up here
- * ------------------------------------------------------------------------------------ */
+/* ---- files made up here ---- */
 
 static char directory[64];
 

@@ -192,10 +192,10 @@ static void test_parse_absent_and_null_fields_mean_defaults(void **state)
     /* Client libraries send null for what their user left out. */
     assert_int_equal(parse_field(OPENAI_CHAT, ""), ERR_OK);
     openai_call_t plain = call;
-    assert_int_equal(
-        parse_field(OPENAI_CHAT, "\"temperature\":null,\"stop\":null,\"n\":null,\"tools\":null,"
+    assert_int_equal(parse_field(OPENAI_CHAT,
+                                 "\"temperature\":null,\"stop\":null,\"n\":null,\"tools\":null,"
                                  "\"max_tokens\":null,\"seed\":null,\"model\":null"),
-        ERR_OK);
+                     ERR_OK);
     assert_memory_equal(&plain.sampling, &call.sampling, sizeof call.sampling);
     assert_true(call.n == 1 && !call.has_seed && !call.has_max_tokens && call.stop_count == 0 &&
                 call.thinking == -1);
@@ -302,9 +302,9 @@ static void test_parse_deep_and_wide_bodies_are_bounded(void **state)
     memset(body, '[', 100000);
     assert_int_equal(parse_sized(OPENAI_COMPLETION, body, 100000), ERR_INVALID);
     assert_non_null(strstr(why.message, "nested deeper"));
-    size_t used = (size_t)sprintf(body, "{\"prompt\":[");
-    while (used < (1 << 20)) used += (size_t)sprintf(body + used, "1,");
-    used += (size_t)sprintf(body + used, "1]}");
+    size_t used = (size_t)snprintf(body, 2 << 20, "{\"prompt\":[");
+    while (used < (1 << 20)) used += (size_t)snprintf(body + used, 8, "1,");
+    used += (size_t)snprintf(body + used, 8, "1]}");
     assert_int_equal(parse_sized(OPENAI_COMPLETION, body, used), ERR_TOO_LARGE);
     arena.size = 64;
     assert_int_equal(parse(OPENAI_COMPLETION, "{\"prompt\":\"a text that is longer than the arena "

@@ -27,8 +27,7 @@ static void see(void *context, bool is_reasoning, const char *text, size_t size)
     strncat(is_reasoning ? seen->reasoning : seen->content, text, size);
 }
 
-/* ---- stop strings
- * ---------------------------------------------------------------------------------- */
+/* ---- stop strings ---- */
 
 static stop_set_t stops_of(const char *a, const char *b)
 {
@@ -71,8 +70,7 @@ static void test_stop_cut_anywhere_gives_the_same_text(void **state)
     }
 }
 
-/* ---- tokens
- * ---------------------------------------------------------------------------------------- */
+/* ---- tokens ---- */
 
 static void push_text(text_t *self, const text_rules_t *rules, const char *text, seen_t *seen)
 {
@@ -136,8 +134,7 @@ static void test_text_utf8_over_tokens_is_never_cut(void **state)
     assert_string_equal(seen.content, written);
 }
 
-/* ---- chunks
- * ---------------------------------------------------------------------------------------- */
+/* ---- chunks ---- */
 
 static char printed[16384];
 
@@ -230,9 +227,9 @@ static void test_logprobs_have_both_shapes(void **state)
     assert_int_equal(offset, 5);
     out = page();
     answer_print_logprobs(&out, true, tokenizer, records, &offset);
-    assert_non_null(
-        strstr(printed, "{\"token\":\"b\",\"logprob\":-0.5,\"bytes\":[98],\"top_logprobs\":[{"
-                        "\"token\":\"a\",\"logprob\":-0.25,\"bytes\":[97]}]}"));
+    assert_non_null(strstr(printed,
+                           "{\"token\":\"b\",\"logprob\":-0.5,\"bytes\":[98],\"top_logprobs\":[{"
+                           "\"token\":\"a\",\"logprob\":-0.25,\"bytes\":[97]}]}"));
 }
 
 static void test_writer_escapes_and_flushes(void **state)
@@ -253,8 +250,7 @@ static void test_writer_escapes_and_flushes(void **state)
     assert_true(small.is_cut && small.used == 4);
 }
 
-/* ---- memory
- * ---------------------------------------------------------------------------------------- */
+/* ---- memory ---- */
 
 static void test_chain_keeps_bytes_and_gives_pages_back(void **state)
 {

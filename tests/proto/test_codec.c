@@ -16,8 +16,7 @@ enum { FRAME_BYTES = 1 << 20, ROUNDS = 200 };
 static uint8_t frame[FRAME_BYTES], other[FRAME_BYTES];
 static msg_t sent, heard;
 
-/* ---- comparing and checking
- * ------------------------------------------------------------------------ */
+/* ---- comparing and checking ---- */
 
 static void assert_fields_equal(const field_desc_t *fields, size_t count, const uint8_t *a,
                                 const uint8_t *b)
@@ -141,8 +140,7 @@ static err_t decode_exact(const uint8_t *buf, size_t len, msg_t *m)
     return error;
 }
 
-/* ---- properties over every message
- * ----------------------------------------------------------------- */
+/* ---- properties over every message ---- */
 
 /* If it failed, some value of some message would arrive changed. */
 static void test_codec_random_messages_arrive_unchanged(void **state)
@@ -283,8 +281,7 @@ static void test_codec_frames_are_msgpack_to_the_library(void **state)
     }
 }
 
-/* ---- frames written by hand
- * ------------------------------------------------------------------------ */
+/* ---- frames written by hand ---- */
 
 typedef struct {
     uint8_t bytes[512];
@@ -439,8 +436,7 @@ static void test_codec_lying_counts_are_refused(void **state)
     assert_int_equal(decode_hand(&hand), ERR_FRAME);
 }
 
-/* ---- floats and texts
- * ------------------------------------------------------------------------------ */
+/* ---- floats and texts ---- */
 
 /* prefilled up to its float, which is given. */
 static err_t decode_logprob(const uint8_t *value, size_t size)

@@ -77,8 +77,7 @@ static inline void script_message(msg_t *m, uint64_t number)
     m->header.request.lo = number;
 }
 
-/* ---- the script
- * -------------------------------------------------------------------------------------- */
+/* ---- the script ---- */
 
 typedef struct {
     char text[TRACE_BYTES];

@@ -31,8 +31,7 @@ typedef struct {
     uint64_t epoch;
 } scene_t;
 
-/* ---- in the child
- * ------------------------------------------------------------------------------------ */
+/* ---- in the child ---- */
 
 static shared_t *mine;
 
@@ -82,8 +81,7 @@ static _Noreturn void run_child(scene_t *scene, who_t who)
     _exit((int)world_run(&options));
 }
 
-/* ---- in the parent
- * ----------------------------------------------------------------------------------- */
+/* ---- in the parent ---- */
 
 static void real_start(void *context, who_t who)
 {
