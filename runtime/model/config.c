@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "digest.h"
+
 enum { CONFIG_BYTES_MAX = 1 << 20, SCALE_BLOCK = 128, PATH_BYTES = 4352 };
 
 /* "the key KEY is FOUND; allowed: ALLOWED" is the form of every refusal. */

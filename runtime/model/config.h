@@ -55,8 +55,8 @@ void model_rope_table(const model_config_t *self, float *table, uint32_t positio
 /* Bytes of one KV block: layers * BLOCK_TOKENS * (kv_lora + rope) * 2 (BF16). */
 size_t model_block_bytes(const model_config_t *self);
 
-/* Hash of everything that makes KV of two processes exchangeable, the weights' digest included; goes
- * into block keys and hello. */
+/* Hash of everything that makes KV of two processes exchangeable, the weights' digest included;
+ * goes into block keys and hello. */
 uint64_t model_key(const model_config_t *self);
 
 #endif
