@@ -58,8 +58,9 @@ void *engine_ring_reserve(engine_ring_t *self, size_t size)
     uint64_t written = atomic_load_explicit(&self->written, memory_order_relaxed);
     uint64_t done = atomic_load_explicit(&self->read, memory_order_acquire); /* of release */
     uint64_t offset = written % self->capacity;
-    bool is_empty = written == done;
-    if (offset != 0 && (is_empty || offset + whole > self->capacity)) {
+    /* An empty ring begins anew, in pages that are warm, where it need not wait for the reader. */
+    bool begins_anew = written == done && whole <= offset;
+    if (offset != 0 && (begins_anew || offset + whole > self->capacity)) {
         uint64_t rest = self->capacity - offset;
         if (written - done + rest > self->capacity) return NULL;
         wrap(self, written);

@@ -258,8 +258,10 @@ static command_t *command_begin(engine_thread_t *self, command_kind_t kind, uint
     const struct timespec rest = { .tv_nsec = 50000 };
     command_t *command;
     invariant(slot < self->options.limits.slots);
-    while (!(command = engine_ring_reserve(&self->ring, sizeof *command + words * 4)))
+    while (!(command = engine_ring_reserve(&self->ring, sizeof *command + words * 4))) {
+        wake(self); /* for what is published may be a filler, of which nobody told the engine */
         (void)nanosleep(&rest, NULL);
+    }
     memset(command, 0, sizeof *command);
     command->kind = kind;
     command->slot = slot;

@@ -153,12 +153,30 @@ static void test_engine_ring_records_of_any_size_come_out_as_they_went_in(void *
     engine_ring_fini(&ring);
 }
 
+/* If this failed, a worker would wait for an engine that sleeps because it has nothing to do: every
+ * request would take as long as that sleep. */
+static void test_engine_ring_empty_takes_a_record_without_its_reader(void **state)
+{
+    engine_ring_t ring;
+    uint32_t seed = 11;
+    assert_true(engine_ring_init(&ring, 4096));
+    for (int i = 0; i < 100000; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        assert_non_null(engine_ring_reserve(&ring, (seed >> 8) % 1300 + 1));
+        engine_ring_publish(&ring);
+        assert_non_null(engine_ring_peek(&ring));
+        engine_ring_release(&ring);
+    }
+    engine_ring_fini(&ring);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_thread_sequence_gives_the_oracles_tokens),
         cmocka_unit_test(test_engine_thread_steps_behind_a_failed_one_fail_too),
         cmocka_unit_test(test_engine_ring_records_of_any_size_come_out_as_they_went_in),
+        cmocka_unit_test(test_engine_ring_empty_takes_a_record_without_its_reader),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
