@@ -4,7 +4,7 @@
 #include "bf16.h"
 
 /* Three rows by eight vectors, or twelve by two, use 24 registers for sums. */
-enum { FEW_ROWS = 3, FEW_PANELS = 4, ROWS_PER_TILE = 12 };
+enum { BLOCK_ROWS = 12, LOOP_ROWS = BLOCK_ROWS, FEW_ROWS = 3, FEW_PANELS = 4 };
 
 static void begin_tiles(void)
 {
@@ -14,11 +14,30 @@ static void end_tiles(void)
 {
 }
 
-INLINE __m512bh broadcast_pair(const uint16_t *pair)
+static uint32_t whole_rows(uint32_t rows)
+{
+    return rows;
+}
+
+INLINE __m512i broadcast_pair(const uint16_t *pair)
 {
     int32_t bits;
     memcpy(&bits, pair, sizeof bits);
-    return (__m512bh)_mm512_set1_epi32(bits);
+    return _mm512_set1_epi32(bits);
+}
+
+INLINE void multiply_pair(__m512 *sums, const uint16_t *x, const uint16_t *b, size_t panel_stride,
+                          const uint32_t rows, const uint32_t vectors)
+{
+    __m512i columns[TILE_VECTORS_MAX];
+    UNROLL for (uint32_t v = 0; v < vectors; v++) columns[v] =
+        _mm512_loadu_si512(b + v / 2 * panel_stride + v % 2 * (2 * LANES));
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        __m512i factor = broadcast_pair(x + r * K_STEP);
+        UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
+            dot_pairs(sums[r * vectors + v], factor, columns[v]);
+    }
 }
 
 INLINE void multiply_tile(const bf16_tile_t *tile, const uint32_t rows, const uint32_t vectors)
@@ -27,25 +46,22 @@ INLINE void multiply_tile(const bf16_tile_t *tile, const uint32_t rows, const ui
     UNROLL for (uint32_t r = 0; r < rows; r++)
     {
         UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
-            tile->is_first ? _mm512_setzero_ps()
-                           : _mm512_loadu_ps(tile->sums + r * tile->sums_stride + v * LANES);
+            tile->from ? vector_load(tile->from + r * tile->from_stride + v * LANES)
+                       : vector_set(0);
     }
     const uint16_t *x = tile->x, *b = tile->b;
-    for (uint32_t k = 0; k < tile->depth; k += 2, x += 2, b += 2 * PANEL) {
-        __m512bh columns[TILE_VECTORS_MAX];
-        UNROLL for (uint32_t v = 0; v < vectors; v++) columns[v] =
-            (__m512bh)_mm512_loadu_si512(b + v / 2 * tile->panel_stride + v % 2 * (2 * LANES));
-        UNROLL for (uint32_t r = 0; r < rows; r++)
-        {
-            __m512bh factor = broadcast_pair(x + r * tile->x_stride);
-            UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
-                _mm512_dpbf16_ps(sums[r * vectors + v], factor, columns[v]);
-        }
+    const char *next[TILE_VECTORS_MAX / 2];
+    UNROLL for (uint32_t v = 0; v < vectors / 2; v++) next[v] = tile->next + v * tile->next_stride;
+    for (uint32_t k = 0; k < tile->depth; k += K_STEP, x += BLOCK_ROWS * K_STEP) {
+        UNROLL for (uint32_t v = 0; v < vectors / 2; v++) next[v] =
+            fetch_lines(next[v], tile->next_lines);
+        for (uint32_t pair = 0; pair < K_STEP; pair += 2, b += 2 * PANEL)
+            multiply_pair(sums, x + pair, b, tile->panel_stride, rows, vectors);
     }
     UNROLL for (uint32_t r = 0; r < rows; r++)
     {
         UNROLL for (uint32_t v = 0; v < vectors; v++)
-            _mm512_storeu_ps(tile->sums + r * tile->sums_stride + v * LANES, sums[r * vectors + v]);
+            vector_store(tile->to + r * tile->to_stride + v * LANES, sums[r * vectors + v]);
     }
 }
 
@@ -56,6 +72,15 @@ static void multiply_few(const bf16_tile_t *tile, uint32_t rows)
     if (rows == 3) multiply_tile(tile, 3, 2 * FEW_PANELS);
 }
 
+/* Within a block of rows the next ones are `rows` K_STEPs further. */
+static void pass_rows(bf16_tile_t *tile, uint32_t rows)
+{
+    tile->x += rows == BLOCK_ROWS ? tile->x_block : (size_t)rows * K_STEP;
+    tile->to += rows * tile->to_stride;
+    if (tile->from) tile->from += rows * tile->from_stride;
+    tile->next += (size_t)tile->next_lines * (tile->depth / K_STEP) * 64;
+}
+
 static void multiply_panels(const bf16_tile_t *whole, uint32_t rows, uint32_t panels)
 {
     bf16_tile_t tile = *whole;
@@ -63,15 +88,13 @@ static void multiply_panels(const bf16_tile_t *whole, uint32_t rows, uint32_t pa
         multiply_few(&tile, rows);
         return;
     }
-    for (; rows >= ROWS_PER_TILE; rows -= ROWS_PER_TILE) {
-        multiply_tile(&tile, ROWS_PER_TILE, 2);
-        tile.x += ROWS_PER_TILE * tile.x_stride;
-        tile.sums += ROWS_PER_TILE * tile.sums_stride;
+    for (; rows >= BLOCK_ROWS; rows -= BLOCK_ROWS) {
+        multiply_tile(&tile, BLOCK_ROWS, 2);
+        pass_rows(&tile, BLOCK_ROWS);
     }
     for (; rows >= 4; rows -= 4) {
         multiply_tile(&tile, 4, 2);
-        tile.x += 4 * tile.x_stride;
-        tile.sums += 4 * tile.sums_stride;
+        pass_rows(&tile, 4);
     }
     if (rows == 1) multiply_tile(&tile, 1, 2);
     if (rows == 2) multiply_tile(&tile, 2, 2);

@@ -216,7 +216,7 @@ static inline void check_gemms(check_t *self)
     static const uint32_t sizes[][3] = { { 1, 3, 130 },    { 1, 1, 1 },      { 2, 256, 256 },
                                          { 3, 129, 96 },   { 37, 100, 65 },  { 13, 33, 300 },
                                          { 64, 288, 256 }, { 250, 70, 129 }, { 16, 64, 513 },
-                                         { 17, 576, 520 } };
+                                         { 17, 576, 520 }, { 530, 64, 288 }, { 31, 300, 600 } };
     static const dtype_t dtypes[] = { DTYPE_F32, DTYPE_BF16, DTYPE_F8E4M3 };
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         for (size_t w = 0; w < 3; w++)
