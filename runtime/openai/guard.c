@@ -1,5 +1,7 @@
 /* runtime/openai/guard.c - what is checked of a body before it is parsed: bytes, depth, number of
  * values. */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "parse.h"
@@ -94,4 +96,63 @@ err_t guard_parse(bytes_t body, cJSON **root, openai_error_t *why)
     cJSON_Delete(parsed);
     return openai_refuse(why, ERR_INVALID, "", "Something follows the JSON value at position %zu.",
                          (size_t)(stopped - text));
+}
+
+/* ---- integers as they are written ---- */
+
+static size_t skip_spaces(bytes_t body, size_t at)
+{
+    const char *text = body.data;
+    while (at < body.size && memchr(" \t\r\n", text[at], 4) != NULL) at++;
+    return at;
+}
+
+static bool read_written(bytes_t body, size_t at, int64_t *value)
+{
+    const char *text = body.data;
+    char digits[24] = "";
+    size_t size = 0;
+    while (at < body.size && size + 1 < sizeof digits &&
+           (text[at] == '-' || (text[at] >= '0' && text[at] <= '9')))
+        digits[size++] = text[at++];
+    if (size == 0 || at == body.size || memchr(",} \t\r\n", text[at], 6) == NULL) return false;
+    errno = 0;
+    long long written = strtoll(digits, NULL, 10);
+    if (errno != 0) return false;
+    *value = written;
+    return true;
+}
+
+/* The text that begins at `at`, behind its quote, is the name of a member: where its value begins,
+ * else 0. */
+static size_t value_of(bytes_t body, size_t at, const char *name)
+{
+    const char *text = body.data;
+    size_t size = strlen(name);
+    if (body.size - at <= size || memcmp(text + at, name, size) != 0 || text[at + size] != '"')
+        return 0;
+    at = skip_spaces(body, at + size + 1);
+    return at < body.size && text[at] == ':' ? skip_spaces(body, at + 1) : 0;
+}
+
+bool guard_find_integer(bytes_t body, const char *name, int64_t *value)
+{
+    const char *text = body.data;
+    bool is_text = false, is_found = false;
+    uint32_t depth = 0;
+    for (size_t i = 0; i < body.size; i++) {
+        if (is_text) {
+            if (text[i] == '\\')
+                i++; /* whatever follows does not end the text */
+            else
+                is_text = text[i] != '"';
+            continue;
+        }
+        depth += text[i] == '{' || text[i] == '[';
+        depth -= text[i] == '}' || text[i] == ']';
+        is_text = text[i] == '"';
+        size_t at = is_text && depth == 1 ? value_of(body, i + 1, name) : 0;
+        if (at > 0) is_found = read_written(body, at, value);
+    }
+    return is_found;
 }

@@ -69,6 +69,7 @@ typedef struct {
     sampling_t sampling;
     bool has_seed, has_max_tokens, has_top_logprobs, has_stream_options;
     bool is_stream, has_usage_chunk, is_echo;
+    bool is_bare; /* text prompts get no begin token, whatever the tokenizer says */
     uint32_t n, best_of, max_tokens;
     int thinking; /* -1: the template's default */
     openai_text_t stops[OPENAI_STOPS_MAX];

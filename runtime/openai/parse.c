@@ -56,12 +56,16 @@ static err_t on_top_k(parser_t *self, const char *name, const cJSON *value)
 
 static err_t on_seed(parser_t *self, const char *name, const cJSON *value)
 {
-    double number;
-    err_t error = read_integer(self, name, value,
-                               (range_t){ -9223372036854774784.0, 9223372036854774784.0 }, &number);
-    if (error != ERR_OK) return error;
-    self->call->sampling.seed = (u64)(int64_t)number;
+    double number = 0;
+    int64_t seed;
+    if (!cJSON_IsNumber(value) || !guard_find_integer(self->body, name, &seed)) {
+        const range_t range = { -9223372036854774784.0, 9223372036854774784.0 };
+        err_t error = read_integer(self, name, value, range, &number);
+        if (error != ERR_OK) return error;
+        seed = (int64_t)number;
+    }
     self->call->has_seed = true;
+    self->call->sampling.seed = (u64)seed;
     return ERR_OK;
 }
 
@@ -223,6 +227,15 @@ static err_t on_stream(parser_t *self, const char *name, const cJSON *value)
 static err_t on_echo(parser_t *self, const char *name, const cJSON *value)
 {
     return read_bool(self, name, value, &self->call->is_echo);
+}
+
+/* vLLM's switch for the begin token of text prompts. */
+static err_t on_add_special(parser_t *self, const char *name, const cJSON *value)
+{
+    bool is_set = true;
+    err_t error = read_bool(self, name, value, &is_set);
+    self->call->is_bare = !is_set;
+    return error;
 }
 
 static const char *stream_option_names(uint32_t index)
@@ -421,7 +434,7 @@ static const struct {
     { "prediction",            CHAT,         on_ignored },
     { "reasoning_effort",      CHAT,         on_ignored },
     { "verbosity",             CHAT,         on_ignored },
-    { "add_special_tokens",    SPLIT,        on_ignored },
+    { "add_special_tokens",    TEXT | SPLIT, on_add_special },
     { "add_generation_prompt", SPLIT,        on_ignored },
     { NULL, 0, NULL },
 };
@@ -505,7 +518,7 @@ static err_t read_body(parser_t *self, const cJSON *root)
 err_t openai_parse(openai_call_t *call, bytes_t body, uint32_t vocab, arena_t *arena,
                    openai_error_t *why)
 {
-    parser_t self = { call, arena, why, vocab };
+    parser_t self = { call, arena, why, vocab, body };
     cJSON *root = NULL;
     reset(call);
     err_t error = guard_check(body, why);
@@ -518,7 +531,7 @@ err_t openai_parse(openai_call_t *call, bytes_t body, uint32_t vocab, arena_t *a
 
 err_t openai_parse_messages(openai_call_t *call, bytes_t json, arena_t *arena, openai_error_t *why)
 {
-    parser_t self = { call, arena, why, VOCAB_MAX };
+    parser_t self = { call, arena, why, VOCAB_MAX, json };
     cJSON *root = NULL;
     call->kind = OPENAI_CHAT;
     reset(call);

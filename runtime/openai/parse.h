@@ -11,6 +11,7 @@ typedef struct {
     arena_t *arena;
     openai_error_t *why;
     uint32_t vocab;
+    bytes_t body;
 } parser_t;
 
 /* What can be said about a body before it costs memory: UTF-8, depth, number of values, no NUL
@@ -19,6 +20,11 @@ MUST_CHECK err_t guard_check(bytes_t body, openai_error_t *why);
 
 /* Parse, after guard_check.  The caller deletes *root. */
 MUST_CHECK err_t guard_parse(bytes_t body, cJSON **root, openai_error_t *why);
+
+/* The member `name` of the outermost object (the last, where there are several) as it is written:
+ * the parser makes every number a double, which loses what lies beyond 2^53.  False when it is
+ * missing or not written as digits of an int64; needs a body that was parsed. */
+bool guard_find_integer(bytes_t body, const char *name, int64_t *value);
 
 /* ERR_INVALID: param must be `allowed`, but is ... */
 err_t refuse_type(parser_t *self, const char *param, const char *allowed, const cJSON *value);

@@ -187,6 +187,35 @@ static void test_parse_good_fields_are_taken(void **state)
     assert_true(call.is_stream && call.has_usage_chunk && strcmp(call.model, "m") == 0);
 }
 
+static void test_parse_seed_keeps_every_bit(void **state)
+{
+    /* A seed that was drawn from 64 bits and came back rounded would not repeat its text. */
+    static const struct {
+        const char *field;
+        int64_t seed;
+    } cases[] = {
+        { "\"seed\":9007199254740993", 9007199254740993 },
+        { "\"seed\" : -9007199254740993 ", -9007199254740993 },
+        { "\"seed\":9223372036854775807", INT64_MAX },
+        { "\"seed\":-9223372036854775808", INT64_MIN },
+        { "\"seed\":0,\"n\":2", 0 },
+        { "\"seed\":1e3", 1000 },
+        { "\"seed\":12.0", 12 },
+        { "\"s\\u0065ed\":77", 77 },
+        { "\"user\":\"\\\"seed\\\":1, \\\\\",\"seed\":9007199254740995,\"metadata\":{\"seed\":3}",
+          9007199254740995 },
+        { "\"user\":\"seed\",\"seed\":9007199254740997,\"stop\":[\"seed\"]", 9007199254740997 },
+        { "\"seed\":4,\"seed\":9007199254740999", 9007199254740999 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(parse_field(OPENAI_CHAT, cases[i].field), ERR_OK);
+        if (call.sampling.seed != (u64)cases[i].seed) print_error("%s\n", cases[i].field);
+        assert_true(call.has_seed && call.sampling.seed == (u64)cases[i].seed);
+    }
+    assert_int_equal(parse_field(OPENAI_CHAT, "\"seed\":9223372036854775808"), ERR_INVALID);
+    assert_string_equal(why.param, "seed");
+}
+
 static void test_parse_absent_and_null_fields_mean_defaults(void **state)
 {
     /* Client libraries send null for what their user left out. */
@@ -201,6 +230,10 @@ static void test_parse_absent_and_null_fields_mean_defaults(void **state)
                 call.thinking == -1);
     assert_true(call.sampling.temperature == 1.0f && call.sampling.top_p == 1.0f &&
                 call.sampling.repetition_penalty == 1.0f);
+    assert_false(call.is_bare);
+    assert_int_equal(parse_field(OPENAI_COMPLETION, "\"add_special_tokens\":false"), ERR_OK);
+    assert_true(call.is_bare);
+    assert_int_equal(parse_field(OPENAI_COMPLETION, "\"add_special_tokens\":1"), ERR_INVALID);
 }
 
 static void test_parse_harmless_fields_are_ignored(void **state)
@@ -355,6 +388,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_parse_wrong_field_is_refused_by_name),
         cmocka_unit_test(test_parse_good_fields_are_taken),
+        cmocka_unit_test(test_parse_seed_keeps_every_bit),
         cmocka_unit_test(test_parse_absent_and_null_fields_mean_defaults),
         cmocka_unit_test(test_parse_harmless_fields_are_ignored),
         cmocka_unit_test(test_parse_messages_are_copied_whole),
