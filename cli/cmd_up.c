@@ -43,8 +43,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
     return 0;
 }
 
-/* ---- what is written into the directory
- * ---------------------------------------------------------------- */
+/* ---- what is written into the directory ---- */
 
 /* Children and other commands may run elsewhere: paths become absolute.  An empty one stays empty.
  */
@@ -90,8 +89,7 @@ static void choose_log(config_loaded_t *loaded, const char *configuration)
              configuration);
 }
 
-/* ---- until it is ready
- * --------------------------------------------------------------------------------- */
+/* ---- until it is ready ---- */
 
 typedef struct {
     const config_t *config;
@@ -160,8 +158,7 @@ static bool await_others(const config_t *config)
     return !world_is_inhabited(config);
 }
 
-/* ---- the command
- * ----------------------------------------------------------------------------------------- */
+/* ---- the command ---- */
 
 /* Prints what went wrong, once; the log has the details. */
 static int supervise(const config_loaded_t *loaded, const char *configuration, bool is_one_process)

@@ -17,8 +17,7 @@
 #include "../process.h"
 #include "state.h"
 
-/* ---- events
- * ---------------------------------------------------------------------------------------- */
+/* ---- events ---- */
 
 static void on_tick(evutil_socket_t descriptor, short what, void *arg)
 {
@@ -52,8 +51,7 @@ static void on_stop_signal(evutil_socket_t number, short what, void *arg)
     world->stop_signals++;
 }
 
-/* ---- stopping
- * -------------------------------------------------------------------------------------- */
+/* ---- stopping ---- */
 
 /* A supervisor ends when its children have; it knows better than we how long to wait for them. */
 static void begin_stop(actor_t *world, uint32_t drain_ms)
@@ -100,8 +98,7 @@ static bool is_over(actor_t *world)
     return true;
 }
 
-/* ---- the turn
- * -------------------------------------------------------------------------------------- */
+/* ---- the turn ---- */
 
 static void run_alarm(actor_t *world)
 {
@@ -155,11 +152,25 @@ static void arm_alarm(actor_t *world, uint64_t *armed_us)
     invariant(event_add(world->alarm, &wait) == 0);
 }
 
+/* Peers must not reach an actor that is not ready, and a worker is when its engine is. */
+static void link_when_ready(actor_t *world)
+{
+    if (world->is_linked || world->is_loading || world->is_failed) return;
+    err_t error = links_open(world);
+    if (error) {
+        world_fail(world, error);
+        return;
+    }
+    world->is_linked = true;
+    actor_log(world, LOG_INFO, "WORLD-UP", "epoch %llu, process %d",
+              (unsigned long long)world->epoch, (int)getpid());
+}
+
 static void run_loop(actor_t *world)
 {
     uint64_t armed_us = 0;
     bool has_more = true;
-    while (!is_over(world)) {
+    for (link_when_ready(world); !is_over(world); link_when_ready(world)) {
         arm_alarm(world, &armed_us);
         (void)event_base_loop(world->base, EVLOOP_ONCE | (has_more ? EVLOOP_NONBLOCK : 0));
         has_more = run_turn(world);
@@ -167,8 +178,7 @@ static void run_loop(actor_t *world)
     batches_flush(world);
 }
 
-/* ---- start and end
- * --------------------------------------------------------------------------------- */
+/* ---- start and end ---- */
 
 static err_t add_signal(actor_t *world, int which, int number)
 {
@@ -252,7 +262,6 @@ static err_t identify(actor_t *world, const world_options_t *options)
     return world_directory(world->config, world->directory, sizeof world->directory);
 }
 
-/* Peers must not reach an actor that is not ready: sockets open after init. */
 static err_t start(actor_t *world, const world_options_t *options)
 {
     err_t error = identify(world, options);
@@ -265,7 +274,6 @@ static err_t start(actor_t *world, const world_options_t *options)
     if (!error) error = batches_open(world);
     if (!error) error = init_class(world);
     if (!error) error = curve_open(world);
-    if (!error) error = links_open(world);
     return error;
 }
 
@@ -317,8 +325,6 @@ err_t world_run(const world_options_t *options)
     if (error) {
         world_fail(world, error);
     } else {
-        actor_log(world, LOG_INFO, "WORLD-UP", "epoch %llu, process %d",
-                  (unsigned long long)world->epoch, (int)getpid());
         run_loop(world);
         actor_log(world, LOG_INFO, "WORLD-END", "%s",
                   world->failure ? "cannot go on" : "stopped in order");

@@ -35,6 +35,7 @@ static void deliver_news(actor_t *world, const engine_news_t *news)
     msg_init(&m, news->is_ready ? MSG_engine_ready : MSG_engine_done);
     m.header.from = world->self;
     if (news->is_ready) {
+        world->is_loading = false;
         m.engine_ready.error = (u32)news->error;
     } else {
         m.engine_done.step = news->step;
@@ -121,7 +122,9 @@ err_t actor_engine_open(actor_t *world, const engine_limits_t *limits)
     world->ports[PORT_ENGINE].state = self;
     world->ports[PORT_ENGINE].hooks.close = close_port;
     err_t error = read_end_tokens(world, self);
-    return error ? error : open_thread(world, self, limits);
+    if (!error) error = open_thread(world, self, limits);
+    world->is_loading = error == ERR_OK;
+    return error;
 }
 
 static engine_thread_t *thread_of(const actor_t *world)

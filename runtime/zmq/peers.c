@@ -18,8 +18,7 @@ static uint64_t dead_us(const actor_t *world)
     return (uint64_t)world->config->timing.dead_ms * 1000;
 }
 
-/* ---- the table
- * ------------------------------------------------------------------------------------- */
+/* ---- the table ---- */
 
 void peer_init(actor_t *world, peer_t *peer, address_t who, uint32_t mark)
 {
@@ -97,8 +96,7 @@ peer_t *peer_find(const actor_t *world, address_t who)
     return &world->peers[world->first_peer[who.role] + who.index];
 }
 
-/* ---- up and down
- * ------------------------------------------------------------------------------------ */
+/* ---- up and down ---- */
 
 void peer_say_hello(actor_t *world, peer_t *peer)
 {
@@ -164,8 +162,7 @@ void peers_deliver_lost(actor_t *world)
         if (world->clients[i].is_lost) tell_down(world, &world->clients[i]);
 }
 
-/* ---- what a peer says
- * ------------------------------------------------------------------------------- */
+/* ---- what a peer says ---- */
 
 static void count_stale(actor_t *world)
 {
@@ -297,8 +294,7 @@ void peer_hear(actor_t *world, peer_t *peer, msg_t *m)
     if (m->type != MSG_heartbeat) deliver(world, m);
 }
 
-/* ---- silence
- * ---------------------------------------------------------------------------------------- */
+/* ---- silence ---- */
 
 static void beat(actor_t *world, peer_t *peer, uint64_t now_us)
 {
@@ -338,6 +334,7 @@ static void forgive(actor_t *world, uint64_t now_us)
 
 void peers_tick(actor_t *world)
 {
+    if (!world->is_linked) return;
     uint64_t now_us = actor_now_us(world);
     if (world->tick_us && now_us - world->tick_us > dead_us(world) / 2) forgive(world, now_us);
     world->tick_us = now_us;

@@ -118,6 +118,8 @@ struct actor {
     struct event *tick, *alarm, *stop_events[2];
     uint64_t alarm_us, tick_us;
     bool is_in_init, is_alarm_due, is_check_always, is_failed;
+    bool is_loading; /* its engine; until then it has no links, and nobody takes it for up */
+    bool is_linked;
     err_t failure;    /* what world_run returns when is_failed */
     world_why_t why;  /* the latest error that was logged */
     uint32_t handled; /* since the last check */

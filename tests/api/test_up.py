@@ -1,0 +1,337 @@
+"""tests/api/test_up.py - `troupe up` starts, says what is wrong, survives what dies under it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from company import TINY, TROUPE, company, free_port, wait_until, yaml_of
+
+SMALL = {"prefill_workers": 2, "prefill_ep": 1, "decode_workers": 2, "decode_ep": 1}
+STUB = {"engine": {"kind": "stub", "stub_token_us": 3000}, "company": SMALL}
+TOKENS = 40
+STARTED_US = 10
+
+
+def names_in(directory: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
+def up_to_its_end(tmp_path: pathlib.Path, settings: dict[str, dict]) -> tuple[int, str, float]:
+    """Exit code, the lines that troupe itself says, and seconds of a `troupe up` that cannot serve."""
+    merged = {"model": {"path": str(TINY)}, "http": {"listen": f"127.0.0.1:{free_port()}"},
+              "wire": {"directory": str(tmp_path / "wire")}, "log": {"file": str(tmp_path / "log")}}
+    for section, keys in settings.items():
+        merged.setdefault(section, {}).update(keys)
+    config = tmp_path / "up.yaml"
+    config.write_text(yaml_of(merged))
+    began = time.monotonic()
+    done = subprocess.run([str(TROUPE), "up", "--config", str(config)], capture_output=True, timeout=60, check=False)
+    assert b"Troupe serves" not in done.stdout
+    return done.returncode, done.stderr.decode(), time.monotonic() - began
+
+
+def is_alive(pid: int) -> bool:
+    """Not gone, and no zombie that nobody has buried yet."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def pids_of(running) -> dict[str, int]:
+    """"role.index" -> process id, of the actors that live now."""
+    found = {}
+    for pid in running.children():
+        with contextlib.suppress(OSError, ValueError):
+            words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            found[f"{words[words.index('--role') + 1]}.{words[words.index('--index') + 1]}"] = pid
+    return found
+
+
+def ask(running, seed: int, tokens: int = TOKENS) -> tuple[int, str]:
+    status, answer = running.post("/v1/completions", {"prompt": "The box", "max_tokens": tokens, "seed": seed, "ignore_eos": True})
+    return status, answer["choices"][0]["text"] if status == 200 else json.dumps(answer)
+
+
+class Load:
+    """A few clients that ask without pause; what each seed was answered."""
+
+    def __init__(self, running, may_retry: bool, clients: int = 4):
+        self.running, self.may_retry = running, may_retry
+        self.answers: list[tuple[int, int, str]] = []
+        self.is_over = threading.Event()
+        self.pool = concurrent.futures.ThreadPoolExecutor(clients)
+        self.clients = [self.pool.submit(self.client, number) for number in range(clients)]
+
+    def once(self, seed: int) -> tuple[int, str]:
+        end = time.monotonic() + 20
+        while True:
+            try:
+                status, text = ask(self.running, seed)
+            except (OSError, ValueError) as error:  # the connection went with its ingress
+                status, text = 503, repr(error)
+            if status != 503 or not self.may_retry or time.monotonic() > end:
+                return status, text
+            time.sleep(0.05)
+
+    def client(self, number: int):
+        round_ = 0
+        while not self.is_over.is_set():
+            seed = (number + 4 * round_) % 12
+            self.answers.append((seed, *self.once(seed)))
+            round_ += 1
+
+    def end(self):
+        self.is_over.set()
+        for client in self.clients:
+            client.result(60)
+        self.pool.shutdown()
+
+
+# ---- what cannot be served ---------------------------------------------------------------------------------
+
+
+def test_truncated_model_ends_up_with_file_and_reason_once(tmp_path):
+    """Broken: a company that cannot load its model seems to serve."""
+    bad = tmp_path / "bad"
+    shutil.copytree(TINY, bad)
+    weights = bad / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 4096)
+    code, said, seconds = up_to_its_end(tmp_path, {"model": {"path": str(bad)}})
+    assert code == 1 and said.count(str(weights)) == 1 and said.count("\n") == 1, said
+    assert "does not start" in said and seconds < 20
+    assert names_in(tmp_path / "wire") == []
+
+
+def test_model_of_other_shapes_ends_up_with_the_tensor(tmp_path):
+    """Broken: weights that do not fit config.json are found out by nobody."""
+    bad = tmp_path / "bad"
+    shutil.copytree(TINY, bad)
+    shapes = json.loads((bad / "config.json").read_text())
+    shapes["moe_intermediate_size"] *= 2
+    (bad / "config.json").write_text(json.dumps(shapes))
+    code, said, _ = up_to_its_end(tmp_path, {"model": {"path": str(bad)}})
+    assert code == 1 and said.count("\n") == 1 and "model.layers" in said, said
+
+
+def test_config_of_no_model_is_refused_before_anything_starts(tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(TINY, bad)
+    (bad / "config.json").write_text("{}")
+    code, said, seconds = up_to_its_end(tmp_path, {"model": {"path": str(bad)}})
+    assert code == 78 and str(bad) in said and said.count("\n") == 1 and seconds < 5, said
+
+
+def test_missing_model_is_refused_at_once(tmp_path):
+    code, said, seconds = up_to_its_end(tmp_path, {"model": {"path": str(tmp_path / "nowhere")}})
+    assert code == 78 and f"{tmp_path}/nowhere: No such file or directory" in said and said.count("\n") == 1, said
+    assert seconds < 5
+
+
+def test_port_in_use_ends_up_with_address_and_reason(tmp_path):
+    """Broken: somebody else's server is taken for ours, or the reason is lost among restarts."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, said, seconds = up_to_its_end(tmp_path, {"http": {"listen": f"127.0.0.1:{port}"}})
+    assert code == 1 and f"127.0.0.1:{port}" in said and "Address already in use" in said, said
+    assert said.count("\n") == 1 and seconds < 20
+    assert names_in(tmp_path / "wire") == []
+
+
+def test_port_of_another_company_is_not_ours(tmp_path):
+    """Broken: `troupe up` says that it serves when another company answers on its port."""
+    with company(STUB) as running:
+        code, said, _ = up_to_its_end(tmp_path, {**STUB, "http": {"listen": f"127.0.0.1:{running.port}"}})
+        assert code == 1 and "Address already in use" in said, said
+        assert ask(running, 1)[0] == 200
+
+
+def test_directory_of_somebody_else_is_refused(tmp_path):
+    """Broken: others could read prompts, or a company speaks through sockets that others made."""
+    foreign = tmp_path / "foreign"
+    foreign.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(foreign, 65534, 65534)
+    else:
+        foreign = pathlib.Path("/")
+    code, said, seconds = up_to_its_end(tmp_path, {"wire": {"directory": str(foreign)}})
+    assert code == 78 and "belongs to another user" in said and said.count("\n") == 1 and seconds < 5, said
+    open_ = tmp_path / "open"
+    open_.mkdir()
+    open_.chmod(0o755)
+    code, said, _ = up_to_its_end(tmp_path, {"wire": {"directory": str(open_)}})
+    assert code == 78 and "chmod 700" in said, said
+
+
+def test_second_up_is_refused_and_the_first_unharmed():
+    """Broken: two companies write into one directory."""
+    with company(STUB) as running:
+        before, expected = pids_of(running), ask(running, 1)
+        again = subprocess.run([str(TROUPE), "up", "--config", str(running.config)], capture_output=True, timeout=20, check=False)
+        assert again.returncode == 1 and b"already runs" in again.stderr and again.stderr.count(b"\n") == 1
+        assert (running.directory / "company.yaml").exists()
+        assert pids_of(running) == before and ask(running, 1) == expected
+
+
+# ---- beginnings and ends -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["--one-process"]])
+def test_start_is_quick_and_the_end_leaves_nothing(arguments):
+    """Broken: a restart is an outage, or every run leaves files."""
+    for model in (STUB, {}):
+        began = time.monotonic()
+        with company(model, arguments=arguments) as running:
+            seconds = time.monotonic() - began
+            print(f"ready after {seconds:.2f} s {arguments}")
+            assert seconds < STARTED_US
+            assert bool(running.children()) == (not arguments)
+            assert ask(running, 1, 4)[0] == 200
+            running.process.send_signal(signal.SIGINT)
+            assert running.process.wait(20) == 0
+            assert names_in(running.directory) == []
+            restart(running, arguments)
+
+
+def restart(running, arguments: list[str]):
+    """Another life in the same directory, for company() to end."""
+    began = time.monotonic()
+    with running.log.open("ab") as output:
+        running.process.__init__([str(TROUPE), "up", "--config", str(running.config), *arguments], stdout=output,
+                                 stderr=subprocess.STDOUT, cwd=running.directory.parent)
+
+    def is_ready():
+        assert running.process.poll() is None, running.log.read_text()[-3000:]
+        with contextlib.suppress(OSError):
+            return running.get("/ready", timeout=2)[0] == 200
+        return False
+    wait_until(is_ready, 20, "ready again; log:\n" + running.log.read_text()[-3000:])
+    print(f"ready again after {time.monotonic() - began:.2f} s")
+
+
+def test_down_ends_everything_and_leaves_nothing():
+    with company(STUB) as running:
+        pids = running.children()
+        done = subprocess.run([str(TROUPE), "down", "--config", str(running.config)], capture_output=True, timeout=30, check=False)
+        assert done.returncode == 0 and done.stdout == b"stopped\n", done.stderr
+        assert running.process.wait(10) == 0
+        assert names_in(running.directory) == [] and not [pid for pid in pids if is_alive(pid)]
+        restart(running, [])
+
+
+def test_all_killed_the_next_start_is_clean():
+    """Broken: after a crash somebody has to remove files by hand."""
+    with company({}) as running:
+        expected = ask(running, 5)
+        running.process.send_signal(signal.SIGSTOP)  # else it would restart them
+        for pid in [*running.children(), running.process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        running.process.wait()
+        assert "company.yaml" in names_in(running.directory)
+        restart(running, [])
+        assert ask(running, 5) == expected
+
+
+def test_supervisor_killed_the_next_start_waits_for_its_actors():
+    """Broken: actors that still drain make the next start fail, or are robbed of their sockets."""
+    with company(STUB) as running:
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            last = threads.submit(ask, running, 3, 300)
+            time.sleep(0.3)
+            pids = running.children()
+            running.process.kill()
+            running.process.wait()
+            restart(running, [])
+            with contextlib.suppress(OSError, ValueError):
+                assert last.result(30)[0] in (200, 503)
+        assert not [pid for pid in pids if is_alive(pid)]
+        assert ask(running, 3)[0] == 200
+
+
+# ---- lives lost under load ---------------------------------------------------------------------------------
+
+KINDS = ["director.0", "ep_balancer.0", "kv_store.0", "prefill_lb.0", "decode_lb.0", "prefill_worker.0", "decode_worker.1", "ingress.0"]
+
+
+@pytest.fixture(scope="module")
+def stub():
+    with company(STUB) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(stub):
+    return {seed: ask(stub, seed) for seed in range(12)}
+
+
+@pytest.mark.parametrize("victim", KINDS)
+def test_actor_killed_under_load_requests_finish_unchanged(stub, expected, victim):
+    """Broken: one process less is one request less, or another text."""
+    # Without its balancer the ingress takes nothing new; what it has taken must not suffer.
+    load = Load(stub, may_retry=victim in ("ingress.0", "prefill_lb.0"))
+    try:
+        time.sleep(0.4)
+        old = pids_of(stub)[victim]
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: pids_of(stub).get(victim, old) != old, 15, f"{victim} is started again")
+        time.sleep(1.5)
+    finally:
+        load.end()
+    assert all(status == 200 for status, _ in expected.values())
+    wrong = [(seed, answer) for seed, *answer in load.answers if tuple(answer) != expected[seed]]
+    assert len(load.answers) >= 8 and not wrong, f"{len(wrong)} of {len(load.answers)}: {wrong[:3]}"
+
+
+def resubmitted(running) -> float:
+    return running.metrics().get(("requests_resubmitted_total", "ingress", "0"), 0)
+
+
+def steps_of(running, worker: str) -> float:
+    return running.metrics().get(("steps_total", "decode_worker", worker), 0)
+
+
+def test_decode_worker_stopped_streams_go_on_and_late_words_reach_nobody(stub, expected):
+    """Broken: a worker that hangs takes its streams with it, or what it says afterwards reaches a client.
+
+    Its late words end with the connection that was given up, or are dropped as of an old attempt: no text differs."""
+    wait_until(lambda: stub.get("/ready")[0] == 200, 10, "ready")
+    before_resubmitted = resubmitted(stub)
+    load = Load(stub, may_retry=False, clients=6)
+    try:
+        time.sleep(0.5)
+        pid = pids_of(stub)["decode_worker.0"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began, before = time.monotonic(), len(load.answers)
+            time.sleep(3)
+            during = len(load.answers) - before
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(1.5)
+    finally:
+        load.end()
+    wrong = [(seed, answer) for seed, *answer in load.answers if tuple(answer) != expected[seed]]
+    assert not wrong, f"{len(wrong)} of {len(load.answers)}: {wrong[:3]}"
+    assert during > 0, f"nothing was answered in {time.monotonic() - began:.1f} s without one of two decode workers"
+    assert pids_of(stub)["decode_worker.0"] == pid, "it was stopped, not dead: nobody had to restart it"
+    assert resubmitted(stub) > before_resubmitted, "no stream had to go on elsewhere: the test tested nothing"
+    steps = steps_of(stub, "0")
+
+    def serves_again():
+        ask(stub, 1), ask(stub, 2)
+        return steps_of(stub, "0") > steps
+    wait_until(serves_again, 15, "the worker serves again")
