@@ -335,7 +335,7 @@ static err_t init(void *state, actor_t *world)
     }
     invariant(self->child_count == size - 1); /* all but itself */
     actor_wake_at(world, actor_now_us(world) + 1);
-    return ERR_OK;
+    return actor_process_open(world);
 }
 
 static void check(const void *state)

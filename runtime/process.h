@@ -4,6 +4,9 @@
 
 #include "actor.h"
 
+/* Room for the children; only inside init. */
+MUST_CHECK err_t actor_process_open(actor_t *world);
+
 /* Start one actor as a process of its own (a thread with --one-process); its epoch is the one
  * given, which must be larger than that of its last life.  Its end comes back as
  * MSG_process_exited.  *pid is set on success. */

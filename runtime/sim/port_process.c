@@ -9,6 +9,12 @@ static actor_t *by_pid(const sim_t *self, uint32_t pid)
                                                                   : NULL;
 }
 
+err_t actor_process_open(actor_t *world)
+{
+    invariant(world->sim != NULL);
+    return ERR_OK;
+}
+
 err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_t *pid)
 {
     sim_t *self = world->sim;

@@ -28,8 +28,11 @@ void deliver(actor_t *world, const msg_t *m)
     check(world);
 }
 
-/* The one allocation after init: bodies of HTTP requests may be large, and their server allocates
- * as well. */
+/* The one allocation after init.  A body may have http.body_bytes_max (8 MiB by default) on each of
+ * http.connections_max connections, so room for the worst case would be gigabytes and a smaller one
+ * would need a second queue in front of it; libevent's buffer, from which this is copied, is on the
+ * heap as well.  What bounds both is the server, which reads little more of a connection while its
+ * request is being answered; and a request lives here for one turn. */
 void world_post(actor_t *world, const msg_t *m)
 {
     const msg_desc_t *desc = &msg_descs[m->type];

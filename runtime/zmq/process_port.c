@@ -61,8 +61,7 @@ static void tell_exit(actor_t *world, child_t *child, const char *how)
     deliver(world, &m);
 }
 
-/* ---- processes
- * -------------------------------------------------------------------------------------- */
+/* ---- processes ---- */
 
 static void on_child(evutil_socket_t number, short what, void *arg)
 {
@@ -129,8 +128,7 @@ static err_t start_process(actor_t *world, child_t *child, uint64_t epoch)
     return ERR_OK;
 }
 
-/* ---- threads
- * ---------------------------------------------------------------------------------------- */
+/* ---- threads ---- */
 
 static void *run_thread(void *arg)
 {
@@ -186,8 +184,7 @@ static void stop_thread(const child_t *child, bool is_forced)
     invariant(write(child->options.stop_descriptor, &times, sizeof times) == (ssize_t)sizeof times);
 }
 
-/* ---- the port
- * --------------------------------------------------------------------------------------- */
+/* ---- the port ---- */
 
 /* Who is left is not left behind. */
 static void close_port(actor_t *world)
@@ -211,12 +208,11 @@ static void close_port(actor_t *world)
     world->ports[PORT_PROCESS].state = NULL;
 }
 
-static processes_t *open_port(actor_t *world)
+err_t actor_process_open(actor_t *world)
 {
-    processes_t *self = world->ports[PORT_PROCESS].state;
-    if (self) return self;
-    self = calloc(1, sizeof *self);
-    if (!self) return NULL;
+    invariant(world->is_in_init && !world->ports[PORT_PROCESS].state);
+    processes_t *self = calloc(1, sizeof *self);
+    if (!self) return ERR_NO_SPACE;
     self->descriptor = -1;
     world->ports[PORT_PROCESS].state = self;
     world->ports[PORT_PROCESS].hooks.close = close_port;
@@ -227,15 +223,13 @@ static processes_t *open_port(actor_t *world)
     } else {
         self->event = event_new(world->base, SIGCHLD, EV_SIGNAL | EV_PERSIST, on_child, world);
     }
-    if (self->event && !event_add(self->event, NULL)) return self;
-    close_port(world);
-    return NULL;
+    return self->event && !event_add(self->event, NULL) ? ERR_OK : ERR_IO;
 }
 
 err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_t *pid)
 {
-    processes_t *self = open_port(world);
-    if (!self) return ERR_NO_SPACE;
+    processes_t *self = world->ports[PORT_PROCESS].state;
+    invariant(self != NULL);
     child_t *child = self->children;
     while (child < self->children + CHILDREN_MAX && child->pid) child++;
     if (child == self->children + CHILDREN_MAX) return ERR_NO_SPACE;

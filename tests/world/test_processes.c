@@ -68,6 +68,7 @@ static toy_t *start_supervisor(const config_t *config, bool is_one_process)
 {
     return toy_start_as(config, supervisor,
                         (toy_options_t){ .epoch = 1,
+                                         .setup = actor_process_open,
                                          .program = "/proc/self/exe",
                                          .config_file = config->wire.directory,
                                          .is_one_process = is_one_process });
@@ -145,7 +146,9 @@ static void test_processes_missing_program_exit_is_told(void **state)
 {
     config_t *config = toy_config();
     toy_t *toy = toy_start_as(config, supervisor,
-                              (toy_options_t){ .epoch = 1, .program = "/nonexistent/troupe" });
+                              (toy_options_t){ .epoch = 1,
+                                               .setup = actor_process_open,
+                                               .program = "/nonexistent/troupe" });
     order_t order = { .who = director, .epoch = 10 };
     assert_int_equal(toy_do(toy, task_start, &order), ERR_OK);
     assert_string_equal(exit_of(toy, 0).how, "exit status 127");
