@@ -103,33 +103,54 @@ static const char *jinja_of(const cJSON *config)
     return cJSON_GetStringValue(template);
 }
 
-static const template_t *read_template(const char *dir, error_text_t *why)
+/* bos_token is a text, or an object with its content. */
+static bool take_begin(chat_t *self, const cJSON *config, const tokenizer_t *tokenizer,
+                       error_text_t *why)
 {
-    cJSON *config = read_config(dir, why);
-    if (!config) return NULL;
+    self->begin = NO_TOKEN;
+    if (!cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(config, "add_bos_token"))) return true;
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(config, "bos_token");
+    if (cJSON_IsObject(item)) item = cJSON_GetObjectItemCaseSensitive(item, "content");
+    const char *content = cJSON_GetStringValue(item);
+    if (content) self->begin = tokenizer_id(tokenizer, content, strlen(content));
+    if (self->begin != NO_TOKEN) return true;
+    return tokenizer_refuse(
+        why, "tokenizer_config.json: add_bos_token is true, but bos_token is no token: %.60s",
+        content ? content : "(none)");
+}
+
+/* Fill self from the configuration; false: *why. */
+static bool take_config(chat_t *self, const cJSON *config, const tokenizer_t *tokenizer,
+                        error_text_t *why)
+{
     const char *jinja = jinja_of(config);
-    const template_t *template =
-        jinja ? recognise(jinja, why)
-              : tokenizer_refuse(why, "%.300s/tokenizer_config.json: no chat_template", dir);
-    cJSON_Delete(config);
-    return template;
+    if (!jinja) return tokenizer_refuse(why, "tokenizer_config.json: no chat_template");
+    self->template = recognise(jinja, why);
+    return self->template && take_begin(self, config, tokenizer, why);
+}
+
+static bool take_specials(chat_t *self, const tokenizer_t *tokenizer, error_text_t *why)
+{
+    for (int i = 0; i < SPECIALS_MAX; i++) {
+        self->ids[i] = tokenizer_id(tokenizer, special_contents[i], strlen(special_contents[i]));
+        if (self->ids[i] != NO_TOKEN || !(self->template->needs & 1u << i)) continue;
+        return tokenizer_refuse(why,
+                                "chat template %s needs the token %s, which tokenizer.json lacks",
+                                self->template->name, special_contents[i]);
+    }
+    return true;
 }
 
 chat_t *chat_new(const char *dir, const tokenizer_t *tokenizer, error_text_t *why)
 {
-    const template_t *template = read_template(dir, why);
-    if (!template) return NULL;
+    cJSON *config = read_config(dir, why);
+    if (!config) return NULL;
     chat_t *self = calloc(1, sizeof *self);
-    if (!self) return tokenizer_refuse(why, "chat template: no memory");
-    self->template = template;
-    for (int i = 0; i < SPECIALS_MAX; i++) {
-        self->ids[i] = tokenizer_id(tokenizer, special_contents[i], strlen(special_contents[i]));
-        if (self->ids[i] != NO_TOKEN || !(template->needs & 1u << i)) continue;
-        tokenizer_refuse(why, "chat template %s needs the token %s, which tokenizer.json lacks",
-                         template->name, special_contents[i]);
-        chat_destroy(&self);
-        return NULL;
-    }
+    bool is_good =
+        self ? take_config(self, config, tokenizer, why) && take_specials(self, tokenizer, why)
+             : tokenizer_refuse(why, "chat template: no memory") != NULL;
+    cJSON_Delete(config);
+    if (!is_good) chat_destroy(&self);
     return self;
 }
 
@@ -150,6 +171,11 @@ bool chat_reserve(chat_t *self, size_t text_bytes)
     self->text = text;
     self->text_cap = cap;
     return true;
+}
+
+uint32_t chat_begin_token(const chat_t *self)
+{
+    return self->begin;
 }
 
 const char *chat_name(const chat_t *self)

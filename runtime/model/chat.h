@@ -34,6 +34,10 @@ chat_t *chat_new(const char *dir, const tokenizer_t *tokenizer, error_text_t *wh
 void chat_destroy(chat_t **self);
 const char *chat_name(const chat_t *self);
 
+/* The token that begins every text that is no conversation: bos_token where tokenizer_config.json
+ * says add_bos_token, else UINT32_MAX.  Conversations get theirs from the template. */
+uint32_t chat_begin_token(const chat_t *self);
+
 /* Make room for messages of this many bytes in all; after that chat_render does not allocate for
  * them.  False: no memory. */
 MUST_CHECK bool chat_reserve(chat_t *self, size_t text_bytes);

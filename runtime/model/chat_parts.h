@@ -40,7 +40,8 @@ typedef struct {
 struct chat {
     const template_t *template;
     uint32_t ids[SPECIALS_MAX];
-    char *text; /* plain text not yet tokenised */
+    uint32_t begin; /* of texts that are no conversation; NO_TOKEN: none */
+    char *text;     /* plain text not yet tokenised */
     size_t text_size, text_cap;
 };
 

@@ -94,6 +94,14 @@ bool tokenizer_reserve(tokenizer_t *self, size_t text_bytes)
     return self->repaired != NULL;
 }
 
+uint32_t tokenizer_token_bytes_max(const tokenizer_t *self)
+{
+    uint32_t most = 1;
+    for (uint32_t id = 0; id < self->vocab.token_count; id++)
+        if (self->vocab.tokens[id].size > most) most = self->vocab.tokens[id].size;
+    return most;
+}
+
 uint32_t tokenizer_vocab(const tokenizer_t *self)
 {
     return self->vocab.token_count;

@@ -20,6 +20,9 @@ void tokenizer_destroy(tokenizer_t **self);
  * really needs becomes resident).  False: no memory. */
 MUST_CHECK bool tokenizer_reserve(tokenizer_t *self, size_t text_bytes);
 
+/* Bytes of the longest token: a text of more than n times this has more than n tokens. */
+uint32_t tokenizer_token_bytes_max(const tokenizer_t *self);
+
 /* Ids are below this; added tokens count, ids may have gaps. */
 uint32_t tokenizer_vocab(const tokenizer_t *self);
 

@@ -364,6 +364,46 @@ static void test_chat_unknown_template_is_refused_with_known_ones(void **state)
     tokenizer_destroy(&tiny);
 }
 
+static void write_begin(const char *rest)
+{
+    FILE *file = fopen(config_path, "wb");
+    assert_non_null(file);
+    fprintf(file, "{\"chat_template\": \"%s\"%s}", jinja_of[3][1], rest);
+    fclose(file);
+}
+
+/* If it failed, texts would begin with a token that the model does not expect, or without the one
+ * that it does. */
+static void test_chat_begin_token_of_texts_follows_the_configuration(void **state)
+{
+    static const struct {
+        const char *rest;
+        uint32_t begin;
+    } cases[] = {
+        { "", UINT32_MAX },
+        { ", \"add_bos_token\": false, \"bos_token\": \"<｜begin▁of▁sentence｜>\"", UINT32_MAX },
+        { ", \"add_bos_token\": true, \"bos_token\": \"<｜begin▁of▁sentence｜>\"", 0 },
+        { ", \"add_bos_token\": true, \"bos_token\": {\"__type\": \"AddedToken\", \"content\": "
+          "\"<｜end▁of▁sentence｜>\"}",
+          1 },
+    };
+    (void)state;
+    error_text_t why = { "" };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        write_begin(cases[i].rest);
+        chat_t *chat = chat_new(directory, tokenizer, &why);
+        if (!chat) fail_msg("%s", why.text);
+        assert_int_equal(chat_begin_token(chat), cases[i].begin);
+        chat_destroy(&chat);
+    }
+    write_begin(", \"add_bos_token\": true, \"bos_token\": \"<nothing>\"");
+    assert_null(chat_new(directory, tokenizer, &why));
+    assert_non_null(strstr(why.text, "<nothing>"));
+    write_begin(", \"add_bos_token\": true");
+    assert_null(chat_new(directory, tokenizer, &why));
+    assert_non_null(strstr(why.text, "add_bos_token is true"));
+}
+
 /* If it failed, a prompt longer than the caller's array would be cut without anybody knowing. */
 static void test_chat_small_buffer_still_tells_the_need(void **state)
 {
@@ -394,6 +434,7 @@ int main(void)
         cmocka_unit_test(test_chat_prefix_is_left_open),
         cmocka_unit_test(test_chat_reasoning_follows_template_and_flag),
         cmocka_unit_test(test_chat_unknown_template_is_refused_with_known_ones),
+        cmocka_unit_test(test_chat_begin_token_of_texts_follows_the_configuration),
         cmocka_unit_test(test_chat_small_buffer_still_tells_the_need),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
