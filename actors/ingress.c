@@ -20,12 +20,15 @@
 #include "../runtime/process.h"
 #include "ingress_parts.h"
 
-enum { RETRY_FIRST_US = 50000, RETRY_MOST_US = 1000000 };
+enum {
+    RETRY_FIRST_US = 50000,
+    RETRY_MOST_US = 1000000,
+    HOLD_BOUNDS = 5, /* detection bounds for which a broken path is borne: a restart takes less */
+};
 
 static const address_t prefill_lb = { ROLE_prefill_lb, 0 }, decode_lb = { ROLE_decode_lb, 0 };
 
-/* ---- ends
- * ------------------------------------------------------------------------------------------ */
+/* ---- ends ---- */
 
 bool is_stop_id(const ingress_t *self, const call_t *call, uint32_t id)
 {
@@ -151,8 +154,7 @@ static void finish_request(ingress_t *self, actor_t *world, request_t *request, 
     request_end(self, world, request, OUTCOME_FINISHED);
 }
 
-/* ---- attempts
- * -------------------------------------------------------------------------------------- */
+/* ---- attempts ---- */
 
 /* All tokens arrived, only the word that it was the last did not. */
 static bool is_complete(ingress_t *self, const request_t *request, finish_t *reason)
@@ -211,8 +213,7 @@ static bool is_loss(err_t error)
            error != ERR_UNAVAILABLE;
 }
 
-/* ---- what workers and balancers say
- * ---------------------------------------------------------------- */
+/* ---- what workers and balancers say ---- */
 
 /* The request, if it is held and the message is of its current attempt; otherwise the sender is
  * told to stop. */
@@ -222,6 +223,7 @@ static request_t *find_current(ingress_t *self, actor_t *world, const msg_t *m)
     if (request != NULL && request->attempt == m->header.attempt &&
         request->state == REQUEST_RUNNING) {
         request->heard_us = actor_now_us(world);
+        request->hold_until_us = 0;
         request->misses = 0;
         return request;
     }
@@ -422,14 +424,33 @@ static void on_request_held(void *state, actor_t *world, const msg_t *m)
     request_t *request = request_find(self, m->header.request);
     if (request == NULL || request->attempt != m->header.attempt) return;
     hold_t hold = m->request_held.is_held ? HOLD_YES : HOLD_NO;
-    if (m->header.from.role == ROLE_prefill_lb)
-        request->prefill_hold = hold;
-    else
-        request->decode_hold = hold;
+    if (m->header.from.role == ROLE_prefill_lb) request->prefill_hold = hold;
+    if (m->header.from.role == ROLE_decode_lb) request->decode_hold = hold;
 }
 
-/* ---- silence
- * --------------------------------------------------------------------------------------- */
+/* ---- silence ---- */
+
+/* Nobody can take the request, or go on with it: that is borne for a while.  True when it is over.
+ */
+static bool is_held_too_long(ingress_t *self, actor_t *world, request_t *request)
+{
+    uint64_t now_us = actor_now_us(world);
+    if (request->hold_until_us == 0)
+        request->hold_until_us =
+            now_us + HOLD_BOUNDS * (uint64_t)self->config->timing.dead_ms * 1000;
+    return now_us >= request->hold_until_us;
+}
+
+/* A refused submission is tried again: at first and after a loss of the balancer for a while, an
+ * attempt that found full queues until the deadline. */
+static void submit_again(ingress_t *self, actor_t *world, request_t *request)
+{
+    request->resume_us = actor_now_us(world) + RETRY_MOST_US / 4;
+    err_t error = request_submit(self, world, request);
+    if (error == ERR_OK || (error == ERR_OVERLOAD && request->attempt > 0)) return;
+    if (is_held_too_long(self, world, request))
+        fail_request(self, world, request, error == ERR_OVERLOAD ? ERR_OVERLOAD : ERR_UNAVAILABLE);
+}
 
 static void probe(ingress_t *self, actor_t *world, request_t *request)
 {
@@ -437,6 +458,13 @@ static void probe(ingress_t *self, actor_t *world, request_t *request)
     request->misses = is_nobodys ? request->misses + 1 : 0;
     if (request->misses >= 2) {
         lose(self, world, request, ERR_LOST);
+        return;
+    }
+    if (request->decode_hold == HOLD_YES || path_missing(self, world) == NULL) {
+        request->hold_until_us = 0;
+    } else if (is_held_too_long(self, world, request)) {
+        request_cancel(self, world, request);
+        fail_request(self, world, request, ERR_UNAVAILABLE);
         return;
     }
     request->prefill_hold = request->decode_hold = HOLD_UNKNOWN;
@@ -460,9 +488,7 @@ static void on_alarm(ingress_t *self, actor_t *world, request_t *request)
         request_cancel(self, world, request);
         fail_request(self, world, request, ERR_DEADLINE);
     } else if (request->state == REQUEST_WAITING) {
-        request->resume_us = now_us + RETRY_MOST_US / 4;
-        err_t error = request_submit(self, world, request);
-        (void)error; /* refused: the alarm is set for another try */
+        submit_again(self, world, request);
     } else if (now_us - last_us >= (uint64_t)self->config->timing.probe_ms * 1000) {
         probe(self, world, request);
     } else {
@@ -482,12 +508,28 @@ static void wake(void *state, actor_t *world)
     actor_wake_at(world, alarms_next_us(&self->alarms));
 }
 
-/* ---- peers and clients
- * ----------------------------------------------------------------------------- */
+/* ---- peers and clients ---- */
+
+/* A balancer is back: what waited for it goes at once, and what it says of its ledger counts only
+ * from now on. */
+static void greet_balancer(ingress_t *self, actor_t *world, role_t role)
+{
+    for (uint32_t i = 0; i < self->requests_max; i++) {
+        request_t *request = &self->requests[i];
+        bool is_waiting = request->state == REQUEST_WAITING && request->hold_until_us > 0;
+        request->misses = 0;
+        request->prefill_hold = request->decode_hold = HOLD_UNKNOWN;
+        if (!is_waiting || role != ROLE_prefill_lb) continue;
+        request->resume_us = actor_now_us(world);
+        request_arm(self, world, request);
+    }
+}
 
 static void on_peer_up(void *state, actor_t *world, const msg_t *m)
 {
     ingress_t *self = state;
+    role_t role = (role_t)m->peer_up.role;
+    if (role == ROLE_prefill_lb || role == ROLE_decode_lb) greet_balancer(self, world, role);
     self->prefill_workers += m->peer_up.role == ROLE_prefill_worker;
     self->decode_workers += m->peer_up.role == ROLE_decode_worker;
 }
@@ -546,8 +588,7 @@ static void on_report(void *state, actor_t *world, const msg_t *m)
     memcpy(subject->slots, report->values, report->values_count * sizeof *report->values);
 }
 
-/* ---- the class
- * ------------------------------------------------------------------------------------- */
+/* ---- the class ---- */
 
 static void name_model(ingress_t *self)
 {
@@ -586,10 +627,30 @@ static err_t load_model(ingress_t *self, actor_t *world)
     return ERR_OK;
 }
 
-static void make_buffers(ingress_t *self, actor_t *world)
+static size_t body_bytes_max(const ingress_t *self)
 {
     size_t body = (size_t)self->config->http.body_bytes_max;
-    if (body < CONTENT_MAX) body = CONTENT_MAX;
+    return body > CONTENT_MAX ? body : CONTENT_MAX;
+}
+
+/* Scratch for the largest text that can come, so that nothing allocates it while serving: address
+ * space now, memory only once such a text comes. */
+static err_t reserve_text(ingress_t *self, actor_t *world)
+{
+    enum { LITERALS_MAX = 4096 }; /* what a template puts between two special tokens */
+    size_t body = body_bytes_max(self);
+    self->text_max = (size_t)CONTEXT_MAX * tokenizer_token_bytes_max(self->tokenizer);
+    size_t text = body < self->text_max ? body : self->text_max;
+    if (tokenizer_reserve(self->tokenizer, text + LITERALS_MAX) &&
+        chat_reserve(self->chat, text + LITERALS_MAX))
+        return ERR_OK;
+    actor_log(world, LOG_ERROR, "INGRESS-MEMORY", "no memory to tokenise %zu bytes", text);
+    return ERR_NO_SPACE;
+}
+
+static void make_buffers(ingress_t *self, actor_t *world)
+{
+    size_t body = body_bytes_max(self);
     self->arena = (arena_t){ .bytes = actor_alloc(world, 4, body), .size = 4 * body };
     self->parsed = actor_alloc(world, 1, sizeof *self->parsed);
     self->ids = actor_alloc(world, CONTEXT_MAX, sizeof *self->ids);
@@ -610,6 +671,7 @@ static err_t init(void *state, actor_t *world)
     self->config = actor_config(world);
     self->started_s = actor_wall_us(world) / 1000000;
     err_t error = load_model(self, world);
+    if (error == ERR_OK) error = reserve_text(self, world);
     if (error != ERR_OK) return error;
     books_init(self, world);
     make_buffers(self, world);

@@ -22,6 +22,15 @@ static err_t refuse_context(const ingress_t *self, const char *param, uint64_t p
     return ERR_CONTEXT;
 }
 
+static err_t refuse_text(const ingress_t *self, const char *param, openai_error_t *why)
+{
+    openai_refuse(why, ERR_CONTEXT, param,
+                  "This model's context is %u tokens; no text of more than %zu bytes fits.",
+                  self->context_max, self->text_max);
+    why->code = "context_length_exceeded";
+    return ERR_CONTEXT;
+}
+
 err_t admit_model(const ingress_t *self, openai_error_t *why)
 {
     const char *asked = self->parsed->model;
@@ -32,6 +41,31 @@ err_t admit_model(const ingress_t *self, openai_error_t *why)
     return ERR_NOT_FOUND;
 }
 
+/* Bytes of the texts that will be tokenised. */
+static size_t text_bytes(const openai_call_t *parsed, uint32_t index)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < parsed->message_count; i++) {
+        const chat_message_t *message = &parsed->messages[i];
+        bytes += message->content_size;
+        for (uint32_t k = 0; k < message->call_count; k++)
+            bytes += message->calls[k].name_size + message->calls[k].arguments_size;
+    }
+    if (parsed->message_count == 0 && parsed->prompts[index].text != NULL)
+        bytes = parsed->prompts[index].size;
+    return bytes;
+}
+
+/* A text's tokens, behind the one that begins it where the tokenizer says so. */
+static size_t encode_text(ingress_t *self, const openai_prompt_t *prompt)
+{
+    uint32_t begin = self->parsed->is_bare ? NONE : chat_begin_token(self->chat);
+    uint32_t at = begin == NONE ? 0 : 1;
+    if (at > 0) self->ids[0] = begin;
+    return at + tokenizer_encode(self->tokenizer, prompt->text, prompt->size, true, self->ids + at,
+                                 CONTEXT_MAX - at);
+}
+
 /* A prompt that is longer than the buffer is counted, not stored. */
 err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count, openai_error_t *why)
 {
@@ -39,6 +73,7 @@ err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count, openai_erro
     error_text_t text = { "" };
     size_t needed;
     const char *param = parsed->message_count > 0 ? "messages" : "prompt";
+    if (text_bytes(parsed, index) > self->text_max) return refuse_text(self, param, why);
     if (parsed->message_count > 0) {
         needed = chat_render(self->chat, self->tokenizer, parsed->messages, parsed->message_count,
                              parsed->thinking, self->ids, CONTEXT_MAX, &text);
@@ -50,9 +85,7 @@ err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count, openai_erro
         if (needed > 0 && needed <= CONTEXT_MAX)
             memcpy(self->ids, parsed->prompts[index].ids, needed * sizeof *self->ids);
     } else {
-        const openai_prompt_t *prompt = &parsed->prompts[index];
-        needed = tokenizer_encode(self->tokenizer, prompt->text, prompt->size, true, self->ids,
-                                  CONTEXT_MAX);
+        needed = encode_text(self, &parsed->prompts[index]);
     }
     if (needed > CONTEXT_MAX) return refuse_context(self, param, needed, 0, why);
     *count = (uint32_t)needed;
@@ -183,14 +216,14 @@ static void accept(ingress_t *self, actor_t *world, call_t *call)
     actor_count(world, METRIC_prompt_tokens_total, call->prompt_tokens);
 }
 
-/* Submit every request of a call.  A refusal ends the call, and with it this loop. */
+/* Submit every request of a call.  A full link ends the call, and with it this loop; where nobody
+ * is at its other end the requests wait for a while. */
 static void submit_all(ingress_t *self, actor_t *world, call_t *call)
 {
     for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
         err_t error = request_submit(self, world, &self->requests[index]);
-        if (error == ERR_OK) continue;
+        if (error != ERR_OVERLOAD) continue;
         openai_error_t why;
-        error = error == ERR_OVERLOAD ? ERR_OVERLOAD : ERR_UNAVAILABLE;
         openai_refuse(&why, error, "", "The request was not taken: %s.", error_descs[error].doc);
         call_fail(self, world, call, &why);
         return;
@@ -204,8 +237,6 @@ err_t admit(ingress_t *self, actor_t *world, call_t *call, openai_error_t *why)
     if (self->is_draining)
         error =
             openai_refuse(why, ERR_UNAVAILABLE, "", "This server is stopping; retry elsewhere.");
-    if (error == ERR_OK && actor_peer_epoch(world, (address_t){ ROLE_prefill_lb, 0 }) == 0)
-        error = openai_refuse(why, ERR_UNAVAILABLE, "", "No prefill balancer is up; retry later.");
     if (error == ERR_OK) copy_options(self, world, call);
     for (uint32_t i = 0; i < prompts && error == ERR_OK; i++)
         error = add_prompt(self, world, call, i, why);
@@ -260,6 +291,7 @@ err_t request_submit(ingress_t *self, actor_t *world, request_t *request)
         request->heard_us = request->probed_us = now_us;
         request->prefill_hold = request->decode_hold = HOLD_UNKNOWN;
         request->misses = 0;
+        request->hold_until_us = 0;
     }
     request_arm(self, world, request);
     return error;

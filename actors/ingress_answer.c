@@ -6,8 +6,7 @@
 
 #include "ingress_parts.h"
 
-/* ---- where text and output go
- * ---------------------------------------------------------------------- */
+/* ---- where text and output go ---- */
 
 /* Output of one call: buffered, and streamed from the moment it does not fit or the call is a
  * stream. */
@@ -75,8 +74,7 @@ static answer_head_t head_of(const ingress_t *self, const call_t *call)
                             self->fingerprint };
 }
 
-/* ---- log probabilities
- * ----------------------------------------------------------------------------- */
+/* ---- log probabilities ---- */
 
 /* Records in the order of the text: of the prompt, then of what was generated, then of this
  * message. */
@@ -120,8 +118,7 @@ static records_t records_of(walk_t *walk)
     return (records_t){ walk_rewind, walk_next, walk };
 }
 
-/* ---- streams
- * --------------------------------------------------------------------------------------- */
+/* ---- streams ---- */
 
 /* The text of the prompt, whole and without its special tokens, as a client that asked for `echo`
  * expects it. */
@@ -256,8 +253,7 @@ void answer_request_end(ingress_t *self, actor_t *world, request_t *request)
     writer_flush(&out);
 }
 
-/* ---- whole answers
- * --------------------------------------------------------------------------------- */
+/* ---- whole answers ---- */
 
 typedef struct {
     writer_t *out;
@@ -402,8 +398,7 @@ void answer_call_end(ingress_t *self, actor_t *world, call_t *call)
         finish_whole(self, world, call);
 }
 
-/* ---- errors
- * ---------------------------------------------------------------------------------------- */
+/* ---- errors ---- */
 
 void answer_error(ingress_t *self, actor_t *world, uint64_t exchange, const openai_error_t *why)
 {

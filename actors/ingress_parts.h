@@ -47,6 +47,7 @@ typedef struct {
     uint32_t prompt_records; /* positions of the prompt whose log probability is known */
     uint64_t seed;
     uint64_t heard_us, resume_us, probed_us;
+    uint64_t hold_until_us; /* nobody takes it: for how long that is borne; 0: somebody did */
     uint64_t last_token_us;
     uint64_t text_offset; /* characters streamed, for text_offset of completions */
     hold_t prefill_hold, decode_hold;
@@ -101,6 +102,7 @@ typedef struct {
     uint64_t model_hash, started_s;
     char model_name[128], fingerprint[24];
     uint32_t context_max;
+    size_t text_max; /* bytes; a longer text has more than CONTEXT_MAX tokens */
 
     request_t *requests;
     call_t *calls;
@@ -134,8 +136,7 @@ typedef struct {
     bool is_draining;
 } ingress_t;
 
-/* ---- books
- * ----------------------------------------------------------------------------------------- */
+/* ---- books ---- */
 
 /* Allocate every table.  ERR_NO_SPACE never comes back: actor_alloc fails loudly. */
 void books_init(ingress_t *self, actor_t *world);
@@ -155,8 +156,7 @@ void call_free(ingress_t *self, call_t *call);
 uint32_t request_gather(const ingress_t *self, const request_t *request);
 void books_check(const ingress_t *self);
 
-/* ---- the life of a request (ingress.c)
- * ------------------------------------------------------------- */
+/* ---- the life of a request (ingress.c) ---- */
 
 typedef enum { OUTCOME_FINISHED, OUTCOME_FAILED, OUTCOME_CANCELLED } outcome_t;
 
@@ -172,8 +172,7 @@ void request_arm(ingress_t *self, actor_t *world, request_t *request);
 bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id);
 bool is_stop_id(const ingress_t *self, const call_t *call, uint32_t id);
 
-/* ---- admission
- * ------------------------------------------------------------------------------------- */
+/* ---- admission ---- */
 
 /* Requests out of self->parsed; on success the call is running.  On error nothing is held; *why
  * says why. */
@@ -182,11 +181,11 @@ MUST_CHECK err_t admit(ingress_t *self, actor_t *world, call_t *call, openai_err
 MUST_CHECK err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count,
                               openai_error_t *why);
 MUST_CHECK err_t admit_model(const ingress_t *self, openai_error_t *why);
-/* Send this attempt to prefill_lb. */
+/* Send this attempt to prefill_lb.  Whatever comes back, the request's alarm is set for what is
+ * next. */
 MUST_CHECK err_t request_submit(ingress_t *self, actor_t *world, request_t *request);
 
-/* ---- answers
- * --------------------------------------------------------------------------------------- */
+/* ---- answers ---- */
 
 text_rules_t answer_rules(const ingress_t *self, const call_t *call, stop_tail_t *tail);
 /* Text and log probabilities of one message of tokens (self->reasoning, content, batch) to the
@@ -201,12 +200,13 @@ void answer_client_error(actor_t *world, address_t client, request_id_t id,
 /* Append to self->reasoning or self->content. */
 text_sink_t answer_sink(ingress_t *self);
 
-/* ---- routes
- * ---------------------------------------------------------------------------------------- */
+/* ---- routes ---- */
 
 void on_http_request(void *state, actor_t *world, const msg_t *m);
 void on_client_submit(void *state, actor_t *world, const msg_t *m);
-/* NULL when the path to tokens exists, else what is missing. */
+/* NULL when both balancers and a worker of each kind are up, else the role that is missing. */
+const char *path_missing(const ingress_t *self, actor_t *world);
+/* NULL when the path to tokens exists and tokens come, else what is missing. */
 const char *health_missing(const ingress_t *self, actor_t *world);
 
 #endif

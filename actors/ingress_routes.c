@@ -13,8 +13,7 @@ typedef struct {
     void (*serve)(ingress_t *self, actor_t *world, const msg_http_request_t *request);
 } route_t;
 
-/* ---- small answers
- * --------------------------------------------------------------------------------- */
+/* ---- small answers ---- */
 
 static writer_t whole_output(ingress_t *self)
 {
@@ -85,18 +84,23 @@ static void serve_version(ingress_t *self, actor_t *world, const msg_http_reques
     answer_json(world, request->exchange, 200, &out);
 }
 
-/* ---- health
- * ---------------------------------------------------------------------------------------- */
+/* ---- health ---- */
 
-/* A path to a token: both balancers and a worker of each kind are up, and, where requests are held,
- * one of them moved within STALL_US.  A server that accepts connections and answers nobody is not
- * healthy. */
-const char *health_missing(const ingress_t *self, actor_t *world)
+const char *path_missing(const ingress_t *self, actor_t *world)
 {
     if (actor_peer_epoch(world, (address_t){ ROLE_prefill_lb, 0 }) == 0) return "prefill_lb";
     if (actor_peer_epoch(world, (address_t){ ROLE_decode_lb, 0 }) == 0) return "decode_lb";
     if (self->prefill_workers == 0) return "prefill_worker";
     if (self->decode_workers == 0) return "decode_worker";
+    return NULL;
+}
+
+/* The path is there, and, where requests are held, one of them moved within STALL_US.  A server
+ * that accepts connections and answers nobody is not healthy. */
+const char *health_missing(const ingress_t *self, actor_t *world)
+{
+    const char *missing = path_missing(self, world);
+    if (missing != NULL) return missing;
     uint64_t moved_us = self->served_us > self->busy_us ? self->served_us : self->busy_us;
     if (self->by_id.count > 0 && actor_now_us(world) - moved_us > STALL_US) return "progress";
     return NULL;
@@ -142,8 +146,7 @@ static void serve_metrics(ingress_t *self, actor_t *world, const msg_http_reques
     answer_text(world, request->exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &out);
 }
 
-/* ---- generation and tokens
- * ------------------------------------------------------------------------- */
+/* ---- generation and tokens ---- */
 
 static err_t parse(ingress_t *self, openai_kind_t kind, bytes_t body, openai_error_t *why)
 {
@@ -254,8 +257,7 @@ static void serve_detokenize(ingress_t *self, actor_t *world, const msg_http_req
     serve_tokens(self, world, request, OPENAI_DETOKENIZE);
 }
 
-/* ---- who may, and where
- * ---------------------------------------------------------------------------- */
+/* ---- who may, and where ---- */
 
 /* clang-format off */
 static const route_t routes[] = {
@@ -354,8 +356,7 @@ void on_http_request(void *state, actor_t *world, const msg_t *m)
         route->serve(self, world, request);
 }
 
-/* ---- ZeroMQ clients
- * -------------------------------------------------------------------------------- */
+/* ---- ZeroMQ clients ---- */
 
 static err_t copy_stops(ingress_t *self, bytes_t stop, openai_error_t *why)
 {

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -87,10 +88,25 @@ static const address_t prefill_lb = { ROLE_prefill_lb, 0 }, decode_lb = { ROLE_d
                        worker = { ROLE_decode_worker, 1 };
 static tokenizer_t *tokenizer;
 
+static void tell_peer(actor_t *world, msg_type_t type, role_t role)
+{
+    msg_t m;
+    msg_init(&m, type);
+    if (type == MSG_peer_up)
+        m.peer_up.role = role;
+    else
+        m.peer_down.role = role;
+    fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
+}
+
+/* With a worker of each kind. */
 static actor_t *new_ingress(const char *more)
 {
     const char *const settings[] = { "model.path=" SOURCE_DIR "/models/tiny", more, NULL };
-    return fake_new(&ingress_class, settings);
+    actor_t *world = fake_new(&ingress_class, settings);
+    tell_peer(world, MSG_peer_up, ROLE_prefill_worker);
+    tell_peer(world, MSG_peer_up, ROLE_decode_worker);
+    return world;
 }
 
 static void destroy(actor_t *world)
@@ -258,6 +274,118 @@ static void test_ingress_duplicates_and_old_attempts_change_nothing(void **state
     destroy(world);
 }
 
+/* What nobody who does not hold the current attempt may change. */
+typedef struct {
+    size_t size;
+    uint32_t ends, submits;
+    double finished, failed, generated;
+} seen_t;
+
+static seen_t see(const actor_t *world)
+{
+    return (seen_t){ http.size,
+                     http.ends,
+                     count_sent(world, MSG_submit),
+                     world->metrics[METRIC_requests_finished_total],
+                     world->metrics[METRIC_requests_failed_total],
+                     world->metrics[METRIC_generation_tokens_total] };
+}
+
+static void assert_unmoved(const actor_t *world, seen_t before)
+{
+    seen_t now = see(world);
+    assert_true(now.size == before.size && now.ends == before.ends &&
+                now.submits == before.submits);
+    assert_true(now.finished == before.finished && now.failed == before.failed &&
+                now.generated == before.generated);
+}
+
+/* Everything that a worker or balancer can say of an attempt, as if it were the next thing to say.
+ */
+static void say_all(actor_t *world, uint32_t attempt, uint32_t next)
+{
+    static const msg_type_t types[] = { MSG_tokens, MSG_prompt_logprobs, MSG_failed, MSG_finished };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        msg_t m = about(world, types[i]);
+        m.header.attempt = attempt;
+        if (types[i] == MSG_tokens) {
+            m.tokens.first_index = next;
+            m.tokens.ids_count = 1;
+            m.tokens.ids[0] = 66;
+        }
+        if (types[i] == MSG_failed) m.failed.error = ERR_INVALID;
+        if (types[i] == MSG_finished) m.finished.tokens = next;
+        fake_tell(world, worker, &m);
+    }
+}
+
+static void test_ingress_only_the_current_attempt_is_heard(void **state)
+{
+    /* I8: tokens, ends, failures of an attempt that was given up, or was never made, change
+     * nothing: neither while the next attempt runs nor while it waits to be submitted. */
+    actor_t *world = new_ingress(NULL);
+    ask_stream(world, "");
+    uint32_t next = give_text(world, 0, "one");
+    say_all(world, 1, next);
+    give_error(world, ERR_LOST);
+    seen_t waiting = see(world);
+    for (uint32_t attempt = 0; attempt < 4; attempt++) say_all(world, attempt, next);
+    assert_unmoved(world, waiting);
+    fake_run(world, 1000);
+    assert_int_equal(last(world, MSG_submit)->message.header.attempt, 1);
+    seen_t running = see(world);
+    say_all(world, 0, next);
+    say_all(world, 2, next);
+    assert_unmoved(world, running);
+    assert_true(world->metrics[METRIC_messages_stale_total] == 4 * 7);
+    next = give_text(world, next, " two</think>three");
+    finish(world, FINISH_STOP, next);
+    assert_string_equal(streamed("reasoning_content"), "one two");
+    assert_string_equal(streamed("content"), "three");
+    destroy(world);
+}
+
+static void test_ingress_answers_to_probes_of_old_attempts_are_not_believed(void **state)
+{
+    /* I8: a balancer that says it does not hold attempt 0 says nothing of attempt 1. */
+    actor_t *world = new_ingress(NULL);
+    ask_stream(world, "");
+    give_error(world, ERR_LOST);
+    fake_run(world, 1000);
+    for (uint32_t second = 0; second < 4; second++) {
+        fake_run(world, 1000000);
+        msg_t m = about(world, MSG_request_held);
+        m.header.attempt = second % 2 ? 0 : 2;
+        fake_tell(world, prefill_lb, &m);
+        fake_tell(world, decode_lb, &m);
+        m.header.attempt = 1; /* right, but of nobody who keeps a ledger */
+        fake_tell(world, worker, &m);
+    }
+    assert_int_equal(last(world, MSG_submit)->message.header.attempt, 1);
+    finish(world, FINISH_STOP, 0);
+    assert_int_equal(http.ends, 1);
+    destroy(world);
+}
+
+static void test_ingress_nothing_follows_the_end(void **state)
+{
+    /* I4: a second end, or tokens that come after the first, reach no client and no counter;
+     * whoever still sends tokens is told to stop. */
+    actor_t *world = new_ingress(NULL);
+    ask_stream(world, "");
+    uint32_t next = give_text(world, 0, "one");
+    finish(world, FINISH_STOP, next);
+    assert_int_equal(http.ends, 1);
+    uint32_t cancels = count_sent(world, MSG_cancel);
+    seen_t over = see(world);
+    say_all(world, 0, next);
+    say_all(world, 1, next);
+    assert_unmoved(world, over);
+    assert_true(world->metrics[METRIC_messages_unexpected_total] == 8);
+    assert_int_equal(count_sent(world, MSG_cancel), cancels + 4);
+    destroy(world);
+}
+
 static void test_ingress_lost_worker_resumes_where_it_stopped(void **state)
 {
     /* Failover: the same seed, the prompt and every streamed token, and no token lost or doubled.
@@ -377,6 +505,38 @@ static void test_ingress_whole_answer_has_every_choice(void **state)
     destroy(world);
 }
 
+static void test_ingress_failing_choice_ends_the_whole_call(void **state)
+{
+    /* A client cannot use an answer with a hole: it gets one error, the other choices are stopped,
+     * and each of them is counted once. */
+    actor_t *world = new_ingress(NULL);
+    for (int is_stream = 0; is_stream < 2; is_stream++) {
+        double failed = world->metrics[METRIC_requests_failed_total];
+        uint32_t first = world->sent_count;
+        ask(world, "POST", "/v1/completions",
+            is_stream ? "{\"prompt\":\"The\",\"n\":3,\"stream\":true}"
+                      : "{\"prompt\":\"The\",\"n\":3}");
+        msg_t submits[3];
+        for (uint32_t i = 0; i < 3; i++) submits[i] = world->sent[first + i].message;
+        give_text(world, 0, "w");
+        world->sent[world->sent_count - 1] = (fake_sent_t){ prefill_lb, submits[0] };
+        finish(world, FINISH_STOP, give_text(world, 0, "v"));
+        world->sent[world->sent_count - 1] = (fake_sent_t){ prefill_lb, submits[1] };
+        uint32_t cancels = count_sent(world, MSG_cancel);
+        give_error(world, ERR_CONTEXT);
+        assert_int_equal(http.ends, 1);
+        assert_int_equal(http.status, is_stream ? 200 : 400);
+        assert_has("\"error\":{\"message\":");
+        assert_null(strstr(http.text, "[DONE]"));
+        assert_true(world->metrics[METRIC_requests_failed_total] == failed + 2);
+        assert_int_equal(count_sent(world, MSG_cancel) >= cancels + 3, 1);
+    }
+    assert_true(world->metrics[METRIC_requests_accepted_total] ==
+                world->metrics[METRIC_requests_finished_total] +
+                    world->metrics[METRIC_requests_failed_total]);
+    destroy(world);
+}
+
 static void test_ingress_chat_answer_splits_reasoning(void **state)
 {
     /* The evaluation adds reasoning, the mark and the content up again: no byte may be stripped. */
@@ -493,9 +653,6 @@ static void test_ingress_full_queue_answers_429(void **state)
     world->send_answer = ERR_OVERLOAD;
     ask_stream(world, "");
     assert_int_equal(http.status, 429);
-    world->send_answer = ERR_LOST;
-    ask_stream(world, "");
-    assert_int_equal(http.status, 503);
     destroy(world);
 }
 
@@ -543,6 +700,98 @@ static void test_ingress_silence_is_probed_and_twice_nobody_means_lost(void **st
     fake_run(world, 1000000);
     answer_probe(world, false);
     assert_int_equal(last(world, MSG_submit)->message.header.attempt, 0);
+    fake_run(world, 1100000);
+    assert_int_equal(last(world, MSG_submit)->message.header.attempt, 1);
+    finish(world, FINISH_STOP, 0);
+    destroy(world);
+}
+
+static void test_ingress_new_request_waits_for_a_balancer_that_restarts(void **state)
+{
+    /* A restart takes a second: clients must not see it, and the request goes as soon as it is
+     * over. */
+    actor_t *world = new_ingress(NULL);
+    world->send_answer = ERR_LOST;
+    tell_peer(world, MSG_peer_down, ROLE_prefill_lb);
+    ask_stream(world, ",\"n\":2");
+    fake_run(world, 2000000);
+    assert_int_equal(http.status, 0);
+    assert_int_equal(count_sent(world, MSG_submit), 0);
+    world->send_answer = ERR_OK;
+    tell_peer(world, MSG_peer_up, ROLE_prefill_lb);
+    fake_run(world, 1000);
+    assert_int_equal(count_sent(world, MSG_submit), 2);
+    assert_int_equal(last(world, MSG_submit)->message.header.attempt, 0);
+    fake_run(world, 4000000); /* what was borne before counts no more */
+    assert_int_equal(http.status, 0);
+    give_error(world, ERR_CONTEXT);
+    assert_int_equal(http.status, 400);
+    destroy(world);
+}
+
+static void test_ingress_balancer_that_stays_away_ends_in_503(void **state)
+{
+    /* Waiting has an end that a client can act on; the deadline, where it is sooner. */
+    actor_t *world = new_ingress(NULL);
+    world->send_answer = ERR_LOST;
+    ask_stream(world, "");
+    fake_run(world, 4900000);
+    assert_int_equal(http.status, 0);
+    fake_run(world, 500000);
+    assert_int_equal(http.status, 503);
+    assert_int_equal(http.retry_after, 1);
+    assert_has("no worker can take the request now");
+    destroy(world);
+    world = new_ingress("limits.deadline_seconds=2");
+    world->send_answer = ERR_LOST;
+    ask_stream(world, "");
+    fake_run(world, 2100000);
+    assert_int_equal(http.status, 504);
+    destroy(world);
+}
+
+static void test_ingress_running_request_outlives_a_short_fault_but_not_a_long_one(void **state)
+{
+    /* The queue of a balancer whose workers are all gone would hold a request until its deadline.
+     */
+    actor_t *world = new_ingress(NULL);
+    for (int is_decoding = 0; is_decoding < 2; is_decoding++) {
+        ask_stream(world, "");
+        tell_peer(world, MSG_peer_down, ROLE_prefill_worker);
+        for (uint32_t second = 0; second < 9; second++) {
+            fake_run(world, 1000000);
+            if (http.ends > 0) break;
+            if (second < 4) assert_int_equal(http.status, 0);
+            msg_t m = about(world, MSG_request_held);
+            m.request_held.is_held = !is_decoding;
+            fake_tell(world, prefill_lb, &m);
+            m.request_held.is_held = (uint32_t)is_decoding;
+            fake_tell(world, decode_lb, &m);
+        }
+        assert_int_equal(http.status, is_decoding ? 0 : 503);
+        if (!is_decoding) assert_int_equal(http.retry_after, 1);
+        tell_peer(world, MSG_peer_up, ROLE_prefill_worker);
+    }
+    finish(world, FINISH_STOP, 0);
+    assert_int_equal(http.ends, 1);
+    destroy(world);
+}
+
+static void test_ingress_words_of_a_ledger_before_its_restart_do_not_count(void **state)
+{
+    /* A balancer that just came up knows nothing yet: its "not held" is no proof of a loss. */
+    actor_t *world = new_ingress(NULL);
+    ask_stream(world, "");
+    fake_run(world, 1000000);
+    answer_probe(world, false);
+    fake_run(world, 1000000);
+    answer_probe(world, false);
+    tell_peer(world, MSG_peer_up, ROLE_decode_lb);
+    fake_run(world, 1000000);
+    answer_probe(world, false);
+    fake_run(world, 1000000);
+    assert_int_equal(last(world, MSG_submit)->message.header.attempt, 0);
+    answer_probe(world, false);
     fake_run(world, 1100000);
     assert_int_equal(last(world, MSG_submit)->message.header.attempt, 1);
     finish(world, FINISH_STOP, 0);
@@ -636,15 +885,11 @@ static void test_ingress_health_names_what_is_missing(void **state)
 {
     /* I12: a load balancer must not be sent to a server that cannot answer. */
     actor_t *world = new_ingress(NULL);
+    tell_peer(world, MSG_peer_down, ROLE_prefill_worker);
     ask(world, "GET", "/health", "");
     assert_int_equal(http.status, 503);
     assert_has("prefill_worker");
-    msg_t m;
-    msg_init(&m, MSG_peer_up);
-    m.peer_up.role = ROLE_prefill_worker;
-    fake_tell(world, worker, &m);
-    m.peer_up.role = ROLE_decode_worker;
-    fake_tell(world, worker, &m);
+    tell_peer(world, MSG_peer_up, ROLE_prefill_worker);
     ask(world, "GET", "/health", "");
     assert_int_equal(http.status, 200);
     uint64_t exchange = ask_stream(world, "");
@@ -652,10 +897,112 @@ static void test_ingress_health_names_what_is_missing(void **state)
     ask(world, "GET", "/health", "");
     assert_has("progress");
     assert_int_equal(http.status, 503);
+    msg_t m;
     msg_init(&m, MSG_http_closed);
     m.http_closed.exchange = exchange;
     fake_tell(world, worker, &m);
     destroy(world);
+}
+
+/* ---- texts ---- */
+
+static void link_model(const char *dir, const char *name)
+{
+    char from[512], to[512];
+    snprintf(from, sizeof from, SOURCE_DIR "/models/tiny/%s", name);
+    snprintf(to, sizeof to, "%s/%s", dir, name);
+    assert_int_equal(symlink(from, to), 0);
+}
+
+/* The tiny model, but its texts begin with a token as DeepSeek-V3's do. */
+static void make_beginning_model(char *dir)
+{
+    static char text[1 << 16];
+    char path[512];
+    FILE *file = fopen(SOURCE_DIR "/models/tiny/tokenizer_config.json", "rb");
+    assert_non_null(file);
+    text[fread(text, 1, sizeof text - 1, file)] = 0;
+    fclose(file);
+    char *flag = strstr(text, "\"add_bos_token\": false");
+    assert_non_null(flag);
+    memcpy(flag, "\"add_bos_token\": true ", 22);
+    assert_non_null(mkdtemp(dir));
+    link_model(dir, "config.json");
+    link_model(dir, "tokenizer.json");
+    snprintf(path, sizeof path, "%s/tokenizer_config.json", dir);
+    file = fopen(path, "wb");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+static void unmake_model(const char *dir)
+{
+    static const char *const names[] = { "config.json", "tokenizer.json", "tokenizer_config.json" };
+    char path[512];
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        unlink(path);
+    }
+    assert_int_equal(rmdir(dir), 0);
+}
+
+static uint32_t first_token(actor_t *world, const char *body, uint32_t *count)
+{
+    uint64_t exchange = ask(world, "POST", "/v1/completions", body);
+    const msg_submit_t *submit = &last(world, MSG_submit)->message.submit;
+    uint32_t first = ((const uint32_t *)submit->tokens.data)[0];
+    *count = submit->prompt_count;
+    msg_t m;
+    msg_init(&m, MSG_http_closed);
+    m.http_closed.exchange = exchange;
+    fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
+    return first;
+}
+
+static void test_ingress_text_prompt_begins_as_the_tokenizer_says(void **state)
+{
+    /* A model that was trained on texts with a begin token writes nonsense without it, and the
+     * other way round. */
+    char dir[] = "/tmp/troupe-test-begin-XXXXXX", setting[128];
+    uint32_t bare = 0, begun = 0;
+    actor_t *world = new_ingress(NULL);
+    assert_int_not_equal(first_token(world, "{\"prompt\":\"The cat\"}", &bare), 0);
+    destroy(world);
+    make_beginning_model(dir);
+    snprintf(setting, sizeof setting, "model.path=%s", dir);
+    world = new_ingress(setting);
+    assert_int_equal(first_token(world, "{\"prompt\":\"The cat\"}", &begun), 0);
+    assert_int_equal(begun, bare + 1);
+    assert_int_not_equal(
+        first_token(world, "{\"prompt\":\"The cat\",\"add_special_tokens\":false}", &begun), 0);
+    assert_int_equal(begun, bare);
+    assert_int_equal(first_token(world, "{\"prompt\":[66,67]}", &begun),
+                     66); /* ids stay as they are */
+    assert_int_equal(begun, 2);
+    ask(world, "POST", "/tokenize", "{\"prompt\":\"a\"}");
+    assert_has("{\"count\":2,");
+    ask(world, "POST", "/tokenize", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}");
+    assert_has("{\"count\":5,"); /* the template's begin token is the only one */
+    destroy(world);
+    unmake_model(dir);
+}
+
+static void test_ingress_text_beyond_every_context_is_refused_unread(void **state)
+{
+    /* Hundreds of megabytes of scratch would become resident for a prompt that cannot fit. */
+    enum { BYTES = 16 << 20 };
+    char *body = malloc(BYTES + 64);
+    assert_non_null(body);
+    actor_t *world = new_ingress("http.body_bytes_max=1073741824");
+    size_t used = (size_t)snprintf(body, 64, "{\"prompt\":\"");
+    memset(body + used, 'a', BYTES);
+    memcpy(body + used + BYTES, "\"}", 3);
+    ask(world, "POST", "/v1/completions", body);
+    assert_int_equal(http.status, 400);
+    assert_has("context_length_exceeded");
+    destroy(world);
+    free(body);
 }
 
 static int load(void **state)
@@ -676,12 +1023,16 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ingress_stream_splits_reasoning_and_ends_once),
         cmocka_unit_test(test_ingress_duplicates_and_old_attempts_change_nothing),
+        cmocka_unit_test(test_ingress_only_the_current_attempt_is_heard),
+        cmocka_unit_test(test_ingress_answers_to_probes_of_old_attempts_are_not_believed),
+        cmocka_unit_test(test_ingress_nothing_follows_the_end),
         cmocka_unit_test(test_ingress_lost_worker_resumes_where_it_stopped),
         cmocka_unit_test(test_ingress_gap_in_tokens_starts_the_next_attempt),
         cmocka_unit_test(test_ingress_attempts_run_out_with_one_error),
         cmocka_unit_test(test_ingress_stop_string_over_tokens_is_never_half_emitted),
         cmocka_unit_test(test_ingress_client_that_leaves_cancels_everywhere),
         cmocka_unit_test(test_ingress_whole_answer_has_every_choice),
+        cmocka_unit_test(test_ingress_failing_choice_ends_the_whole_call),
         cmocka_unit_test(test_ingress_chat_answer_splits_reasoning),
         cmocka_unit_test(test_ingress_logprobs_in_both_shapes),
         cmocka_unit_test(test_ingress_refusals_have_their_status_and_words),
@@ -689,11 +1040,17 @@ int main(void)
         cmocka_unit_test(test_ingress_full_queue_answers_429),
         cmocka_unit_test(test_ingress_table_full_answers_429_and_recovers),
         cmocka_unit_test(test_ingress_silence_is_probed_and_twice_nobody_means_lost),
+        cmocka_unit_test(test_ingress_new_request_waits_for_a_balancer_that_restarts),
+        cmocka_unit_test(test_ingress_balancer_that_stays_away_ends_in_503),
+        cmocka_unit_test(test_ingress_running_request_outlives_a_short_fault_but_not_a_long_one),
+        cmocka_unit_test(test_ingress_words_of_a_ledger_before_its_restart_do_not_count),
         cmocka_unit_test(test_ingress_deadline_ends_a_silent_request),
         cmocka_unit_test(test_ingress_lost_word_of_the_end_is_found),
         cmocka_unit_test(test_ingress_client_gets_tokens_and_its_end),
         cmocka_unit_test(test_ingress_client_cancel_and_departure_end_its_requests),
         cmocka_unit_test(test_ingress_health_names_what_is_missing),
+        cmocka_unit_test(test_ingress_text_prompt_begins_as_the_tokenizer_says),
+        cmocka_unit_test(test_ingress_text_beyond_every_context_is_refused_unread),
     };
     return cmocka_run_group_tests(tests, load, unload);
 }
