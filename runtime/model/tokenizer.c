@@ -17,6 +17,9 @@
  * the machine. */
 enum { JSON_BYTES_MAX = 256 << 20, RESERVED_AT_FIRST = 4096 };
 
+/* After a text longer than this the scratch that it touched is given back. */
+enum { RESTING_BYTES = 256 << 10 };
+
 static_assert((3 + TOKEN_BYTES_MAX) * UTF8_REPLACEMENT_BYTES <= DETOKENIZER_EMIT_MAX,
               "any push fits");
 
@@ -217,6 +220,10 @@ size_t tokenizer_encode(tokenizer_t *self, const char *text, size_t size, bool a
     }
     output_t out = { .self = self, .ids = ids, .cap = cap };
     encode_added(&out, allow_special ? 0 : 2, text, size);
+    if (size > RESTING_BYTES) {
+        bpe_rest(&self->bpe);
+        memory_rest(self->repaired, self->repaired_cap);
+    }
     return out.count;
 }
 

@@ -1,7 +1,10 @@
 /* runtime/model/tokenizer_bpe.c - byte-pair merging of one word. */
 #include "tokenizer_bpe.h"
 
+#include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "../invariant.h"
 
@@ -70,6 +73,23 @@ void bpe_fini(bpe_t *self)
     free(self->next);
     free(self->heap);
     *self = (bpe_t){ 0 };
+}
+
+void memory_rest(void *memory, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)memory;
+    uintptr_t end = (first + bytes) / page * page;
+    first = (first + page - 1) / page * page;
+    if (memory && first < end && madvise((void *)first, end - first, MADV_DONTNEED) != 0)
+        return; /* then it stays resident, which is no fault */
+}
+
+void bpe_rest(bpe_t *self)
+{
+    memory_rest(self->ids, self->bytes_max * sizeof *self->ids);
+    memory_rest(self->previous, self->bytes_max * sizeof *self->previous);
+    memory_rest(self->next, self->bytes_max * sizeof *self->next);
+    memory_rest(self->heap, 2 * (size_t)self->bytes_max * sizeof *self->heap);
 }
 
 static void heap_push(bpe_t *self, uint64_t entry)

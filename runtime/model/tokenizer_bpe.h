@@ -34,6 +34,10 @@ void merges_add(merges_t *self, uint32_t left, uint32_t right, merge_t merged);
 /* Room for words of this many bytes. */
 MUST_CHECK err_t bpe_reserve(bpe_t *self, size_t bytes_max);
 void bpe_fini(bpe_t *self);
+/* Give back the memory that a long word made resident; the room stays. */
+void bpe_rest(bpe_t *self);
+/* The same for any scratch whose contents are of no use any more. */
+void memory_rest(void *memory, size_t bytes);
 
 /* Merge a word of at most bytes_max bytes: O(n log n).  Returns the count of ids; they lie at
  * self->ids. */
