@@ -127,6 +127,12 @@ static err_t configure(run_t *run)
     return ERR_OK;
 }
 
+static void show_loading(void *context, double fraction)
+{
+    (void)context;
+    progress_show("loading the model", (uint64_t)(fraction * 1000), 1000);
+}
+
 static err_t open_core(run_t *run, error_text_t *why)
 {
     uint32_t blocks = run->context / BLOCK_TOKENS + 1;
@@ -144,6 +150,7 @@ static err_t open_core(run_t *run, error_text_t *why)
         .blocks = blocks,
         .block_bytes = block_bytes,
         .directory = "/tmp",
+        .progress = show_loading,
     };
     return engine_ops_class.open(&run->core, &engine, why);
 }
@@ -162,7 +169,7 @@ static bool open_run(run_t *run)
     uint32_t wanted = run->prompt_count + run->given->max_tokens;
     if (wanted < run->context)
         run->context = wanted; /* memory for what is asked, not for what the model could */
-    progress_show("loading the model", 0, 1);
+    show_loading(NULL, 0);
     error = open_core(run, &why);
     progress_clear();
     if (error) complain("%s", why.text[0] ? why.text : error_descs[error].doc);

@@ -8,7 +8,7 @@
 #define RUNTIME_ENGINE_CORE_H
 
 #include "../engine.h"
-#include "../model/config.h"
+#include "../model/weights.h"
 
 typedef struct {
     const config_t *config;
@@ -17,7 +17,9 @@ typedef struct {
     void *pool; /* the KV blocks, block_bytes each */
     uint32_t blocks;
     size_t block_bytes;
-    const char *directory; /* wire.directory, resolved: where the EP group's region lives */
+    const char *directory;         /* wire.directory, resolved: where the EP group's region lives */
+    weights_progress_fn *progress; /* while loading; NULL: the log tells it now and then */
+    void *progress_context;
 } engine_core_options_t;
 
 typedef struct {

@@ -21,6 +21,7 @@
 #include "../model/sample.h"
 
 enum { PASS_PREFILL, PASS_DECODE, PASSES };
+enum { PROGRESS_LINE_SECONDS = 5 };
 
 typedef struct {
     bool is_open;
@@ -130,21 +131,45 @@ static uint32_t ranks_of(const engine_core_options_t *options)
     return (uint32_t)(is_prefill ? config->company.prefill_ep : config->company.decode_ep);
 }
 
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* Loading that takes long: a line now and then. */
+typedef struct {
+    address_t who;
+    double told_s;
+} loading_t;
+
+static void log_progress(void *context, double fraction)
+{
+    loading_t *self = context;
+    double now_s = seconds_now();
+    if (now_s - self->told_s < PROGRESS_LINE_SECONDS) return;
+    self->told_s = now_s;
+    log_write(self->who, LOG_INFO, "ENGINE-LOADING", "%.0f %% of the weights", fraction * 100);
+}
+
 static err_t load(engine_t *self, const ops_t *ops, error_text_t *why)
 {
     const engine_core_options_t *options = &self->options;
     uint32_t ranks = ranks_of(options);
-    struct timespec began, ended;
+    double began_s = seconds_now();
+    loading_t loading = { options->self, began_s };
+    bool is_told = options->progress != NULL;
     weights_options_t weights = { .dir = options->config->model.path,
                                   .ops = ops,
                                   .rank = options->self.index % ranks,
-                                  .ranks = ranks };
-    clock_gettime(CLOCK_MONOTONIC, &began);
+                                  .ranks = ranks,
+                                  .progress = is_told ? options->progress : log_progress,
+                                  .progress_context =
+                                      is_told ? options->progress_context : &loading };
     self->model = model_load(&weights, why);
-    clock_gettime(CLOCK_MONOTONIC, &ended);
     if (!self->model) return ERR_MODEL;
-    double seconds =
-        (double)(ended.tv_sec - began.tv_sec) + (double)(ended.tv_nsec - began.tv_nsec) / 1e9;
+    double seconds = seconds_now() - began_s;
     log_write(options->self, LOG_INFO, "ENGINE-LOADED",
               "%s with operations %s, rank %u of %u, in %.2f s", options->config->model.path,
               ops->name, weights.rank, ranks, seconds);

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import subprocess
 
 import pytest
@@ -45,6 +48,21 @@ def test_run_continues_ids_and_text():
     assert all(top[0][0] == chosen for top, chosen in zip(answer["top_logprobs"], answer["ids"]))
     text = troupe("run", "--model", str(TINY), "--prompt", "The", "--max-tokens", "4")
     assert text.returncode == 0 and out(text).strip()
+
+
+def test_run_shows_its_loading_on_a_terminal_only():
+    """A large model takes minutes to load: a person must see that something happens, a log file must not."""
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        arguments = [str(TROUPE), "run", "--model", str(TINY), "--prompt", "The", "--max-tokens", "1"]
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=False)
+        os.close(theirs)
+        shown = terminal.read(65536).decode()
+    assert done.returncode == 0
+    steps = [int(step) for step in re.findall(r"loading the model .*?(\d+)%", shown)]
+    assert len(steps) > 2 and steps == sorted(steps) and steps[-1] == 100
+    assert shown.endswith("\r\033[K"), "the line is wiped before the answer"
+    assert b"loading" not in subprocess.run(arguments, capture_output=True, timeout=60, check=False).stderr
 
 
 @pytest.mark.parametrize("arguments, code, part", [
