@@ -168,8 +168,9 @@ static void test_processes_supervisor_gives_up_world_ends_with_its_reason(void *
 {
     config_t *config = toy_config();
     world_why_t why = { "" };
-    toy_t *toy = start_supervisor(config, false);
-    toy->options.why = &why;
+    toy_t *toy =
+        toy_start_as(config, supervisor,
+                     (toy_options_t){ .epoch = 1, .setup = actor_process_open, .why = &why });
     assert_int_equal(toy_do(toy, task_give_up, NULL), 0);
     assert_int_equal(toy_stop(toy), ERR_INTERNAL);
     assert_string_equal(why.text, "it does not start");

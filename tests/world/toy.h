@@ -155,6 +155,7 @@ typedef struct {
     err_t (*setup)(actor_t *world); /* inside init; may be NULL */
     const char *program, *config_file;
     bool is_one_process;
+    world_why_t *why; /* may be NULL */
 } toy_options_t;
 
 static inline toy_t *toy_start_as(const config_t *config, address_t who, toy_options_t options)
@@ -175,6 +176,7 @@ static inline toy_t *toy_start_as(const config_t *config, address_t who, toy_opt
                                       .program = options.program,
                                       .config_file = options.config_file,
                                       .is_one_process = options.is_one_process,
+                                      .why = options.why,
                                       .config = config,
                                       .stop_descriptor = eventfd(0, EFD_CLOEXEC) };
     toy->is_started = true;
