@@ -75,6 +75,41 @@ def test_ids_as_prompt_and_logprobs(endpoint):
         assert answer.finished.prompt_tokens == 4
 
 
+def test_reasoning_and_answer_are_split_alike_in_parts_and_whole(endpoint):
+    with troupe.Client(endpoint) as client:
+        parts = list(client.chat(QUESTION, temperature=0))
+        whole = client.chat(QUESTION, temperature=0).result()
+        assert "".join(part.reasoning for part in parts) == whole.reasoning
+        assert "".join(part.text for part in parts) == whole.text
+        assert whole.reasoning and "think>" not in whole.reasoning + whole.text
+        assert 0 < whole.finished.reasoning_tokens < whole.finished.completion_tokens
+        assert [index for part in parts for index in range(part.first_index, part.first_index + len(part.ids))] \
+            == list(range(whole.finished.completion_tokens))
+
+
+def test_text_and_its_ids_are_the_same_prompt(endpoint):
+    with troupe.Client(endpoint) as client:
+        text = client.complete("One, two,", max_tokens=6, temperature=0, ignore_eos=True).result()
+        assert text.finished.prompt_tokens > 1 and len(text.ids) == 6
+        again = client.complete("One, two,", max_tokens=6, temperature=0, ignore_eos=True, logprobs=True, top_logprobs=3).result()
+        assert again.ids == text.ids and len(again.logprobs) == 6
+
+
+def test_stop_text_is_left_out(endpoint):
+    with troupe.Client(endpoint) as client:
+        whole = client.chat(QUESTION, temperature=0).result()
+        cut = client.chat(QUESTION, temperature=0, stop=["923", "never"]).result()
+        assert "923" not in cut.text and whole.text.startswith(cut.text) and cut.finished.reason == "stop"
+
+
+def test_timeout_of_a_request_is_kept_by_the_server(endpoint):
+    with troupe.Client(endpoint) as client:
+        stream = client.complete("The", max_tokens=4000, ignore_eos=True, timeout=0.3)
+        with pytest.raises(troupe.RequestFailed) as failed:
+            stream.result()
+        assert failed.value.error == "DEADLINE"
+
+
 def test_what_is_refused_says_why(endpoint):
     with troupe.Client(endpoint) as client:
         with pytest.raises(troupe.RequestFailed) as failed:
@@ -103,3 +138,41 @@ def test_asyncio_runs_many_at_once(endpoint):
 
     answers = asyncio.run(run())
     assert len({answer.text for answer in answers}) == 1 and "923" in answers[0].text
+
+
+def test_asyncio_streams_ids_logprobs_and_says_why_it_refuses(endpoint):
+    async def run() -> None:
+        async with troupe.AsyncClient(endpoint) as client:
+            stream = await client.chat(QUESTION, temperature=0)
+            parts = [part async for part in stream]
+            assert len(parts) > 1 and "923" in "".join(part.text for part in parts)
+            assert "".join(part.reasoning for part in parts) and stream.finished.reason == "stop"
+            answer = await (await client.complete([0, 4082, 321], max_tokens=4, temperature=0, logprobs=True,
+                                                  ignore_eos=True)).result()
+            assert len(answer.ids) == len(answer.logprobs) == 4 and answer.finished.prompt_tokens == 3
+            with pytest.raises(troupe.RequestFailed) as failed:
+                await (await client.chat(QUESTION, model="no-such-model")).result()
+            assert failed.value.error == "NOT_FOUND"
+
+    asyncio.run(run())
+
+
+def test_asyncio_cancel_ends_one_stream_only(endpoint):
+    async def run() -> None:
+        async with troupe.AsyncClient(endpoint) as client:
+            long = await client.complete("The", max_tokens=3000, ignore_eos=True)
+            other = await client.chat(QUESTION, temperature=0)
+            await long.__anext__()
+            await long.cancel()
+            with pytest.raises(troupe.RequestFailed) as failed:
+                await long.result()
+            assert failed.value.error == "CANCELLED"
+            assert "923" in (await other.result()).text
+
+    asyncio.run(run())
+
+
+def test_nobody_there_is_an_error_not_a_wait_for_ever(tmp_path):
+    with troupe.Client(troupe.endpoint_in(tmp_path), silence_seconds=0.2) as client:
+        with pytest.raises(TimeoutError):
+            client.complete("The").result()
