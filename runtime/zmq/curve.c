@@ -35,8 +35,7 @@ static bool is_wanted(const config_t *config)
     return config->wire.carrier == CARRIER_TCP && !config->wire.insecure;
 }
 
-/* ---- certificates
- * ----------------------------------------------------------------------------------- */
+/* ---- certificates ---- */
 
 static bool load(actor_t *world, known_t *known, address_t who)
 {
@@ -88,8 +87,7 @@ static err_t load_all(actor_t *world, curve_t *self)
     return ERR_OK;
 }
 
-/* ---- the ZAP handler
- * --------------------------------------------------------------------------------- */
+/* ---- the ZAP handler ---- */
 
 static const known_t *find_key(const curve_t *self, const uint8_t *key)
 {
@@ -182,8 +180,7 @@ void curve_close(actor_t *world)
     world->curve = NULL;
 }
 
-/* ---- sockets
- * ----------------------------------------------------------------------------------------- */
+/* ---- sockets ---- */
 
 static err_t set_key(void *socket, int option, const uint8_t *key)
 {

@@ -56,8 +56,7 @@ err_t world_directory(const config_t *config, char *buf, size_t cap)
     return ERR_OK;
 }
 
-/* ---- the lock
- * -------------------------------------------------------------------------------------- */
+/* ---- the lock ---- */
 
 static void print_own_path(const char *directory, address_t who, const char *suffix, char *buf)
 {
@@ -128,8 +127,7 @@ void identity_unlock(actor_t *world)
     world->lock_descriptor = -1;
 }
 
-/* ---- what others left behind
- * ----------------------------------------------------------------------------- */
+/* ---- what others left behind ---- */
 
 static bool has_suffix(const char *name, const char *suffix)
 {
@@ -194,8 +192,7 @@ void directory_sweep(const actor_t *world)
     (void)closedir(directory);
 }
 
-/* ---- last words
- * ------------------------------------------------------------------------------------ */
+/* ---- last words ---- */
 
 void why_leave(const actor_t *world)
 {

@@ -6,8 +6,7 @@
 
 #include "state.h"
 
-/* ---- events: they only say that something may be there; the turn looks
- * -------------------------------- */
+/* ---- events: they only say that something may be there; the turn looks ---- */
 
 static void on_socket(evutil_socket_t descriptor, short what, void *arg)
 {
@@ -36,8 +35,7 @@ static struct event *watch_socket(actor_t *world, void *socket, event_callback_f
     return event;
 }
 
-/* ---- opening
- * --------------------------------------------------------------------------------------- */
+/* ---- opening ---- */
 
 static void set_int(void *socket, int option, int value)
 {
@@ -194,8 +192,7 @@ void link_reopen(peer_t *peer)
                   role_names[peer->address.role], peer->address.index);
 }
 
-/* ---- receiving
- * -------------------------------------------------------------------------------------- */
+/* ---- receiving ---- */
 
 /* Messages of the current frame until it or the budget ends. */
 static void frame_handle(channel_t *channel, uint32_t *budget)

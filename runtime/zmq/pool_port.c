@@ -59,8 +59,7 @@ typedef struct {
     job_t jobs[POOL_JOBS_MAX];
 } pool_t;
 
-/* ---- the helper's side
- * ------------------------------------------------------------------------------ */
+/* ---- the helper's side ---- */
 
 static uint8_t *block_at(const pool_t *self, uint32_t block)
 {
@@ -131,8 +130,7 @@ static void *run_helper(void *arg)
     }
 }
 
-/* ---- the actor's side
- * ------------------------------------------------------------------------------- */
+/* ---- the actor's side ---- */
 
 static void deliver_job(actor_t *world, const job_t *job)
 {
