@@ -136,7 +136,7 @@ def test_company_is_shown_talked_to_and_not_started_twice():
         assert "923" in out(talk) and "10" in out(talk)
         first, second = (troupe("complete", "The", "-n", "8", "-T", "1", "--seed", "3", *where) for _ in range(2))
         assert first.returncode == 0 and first.stdout == second.stdout
-        again = troupe("up", *where)
+        again = troupe("up", "--config", str(running.config))
         assert again.returncode == 1 and b"already runs" in again.stderr
 
 
