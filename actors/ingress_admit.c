@@ -189,7 +189,9 @@ static void copy_options(ingress_t *self, actor_t *world, call_t *call)
     call->sampling = parsed->sampling;
     if (!parsed->has_seed) call->sampling.seed = actor_random(world);
     call->reasoning = (chat_reasoning_t){ UINT32_MAX, UINT32_MAX, 0 };
-    if (call->is_chat) call->reasoning = chat_reasoning(self->chat, parsed->thinking);
+    if (call->is_chat)
+        call->reasoning = chat_reasoning(self->chat, parsed->thinking,
+                                         &parsed->messages[parsed->message_count - 1]);
     copy_extras(self, call);
 }
 

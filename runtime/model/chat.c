@@ -220,10 +220,19 @@ size_t chat_render(chat_t *self, tokenizer_t *tokenizer, const chat_message_t *m
     return out.count;
 }
 
-chat_reasoning_t chat_reasoning(const chat_t *self, int thinking)
+/* What the templates do at the end of their prompt. */
+static bool opens_reasoning(const chat_t *self, int thinking, const chat_message_t *last)
+{
+    const template_t *template = self->template;
+    bool is_user = last->role == CHAT_USER;
+    if (template->can_switch) return thinking == 1 && (is_user || last->is_prefix);
+    return template->thinks && !last->is_prefix && last->role != CHAT_TOOL;
+}
+
+chat_reasoning_t chat_reasoning(const chat_t *self, int thinking, const chat_message_t *last)
 {
     if (!(self->template->needs & 1u << SPECIAL_THINK))
         return (chat_reasoning_t){ NO_TOKEN, NO_TOKEN, 0 };
-    bool is_on = self->template->can_switch ? thinking == 1 : self->template->thinks;
+    bool is_on = opens_reasoning(self, thinking, last);
     return (chat_reasoning_t){ self->ids[SPECIAL_THINK], self->ids[SPECIAL_THINK_END], is_on };
 }

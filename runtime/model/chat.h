@@ -51,11 +51,12 @@ size_t chat_render(chat_t *self, tokenizer_t *tokenizer, const chat_message_t *m
                    uint32_t count, int thinking, uint32_t *ids, size_t cap, error_text_t *why);
 
 /* How answers of this template are split: the ids that open and close reasoning (UINT32_MAX: none),
- * and whether the generation prompt has already opened it. */
+ * and whether the prompt that ends with message `last` has already opened it: a continued answer,
+ * or one that goes on after a tool's output, is behind its reasoning. */
 typedef struct {
     uint32_t think_begin, think_end;
     int starts_in_reasoning;
 } chat_reasoning_t;
-chat_reasoning_t chat_reasoning(const chat_t *self, int thinking);
+chat_reasoning_t chat_reasoning(const chat_t *self, int thinking, const chat_message_t *last);
 
 #endif

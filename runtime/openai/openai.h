@@ -62,13 +62,14 @@ typedef struct {
 typedef struct {
     openai_kind_t kind;
     char model[128]; /* empty: the only one */
-    const chat_message_t *messages;
+    chat_message_t *messages;
     uint32_t message_count;
     const openai_prompt_t *prompts; /* completions and tokenize; detokenize: one, of ids */
     uint32_t prompt_count;
     sampling_t sampling;
     bool has_seed, has_max_tokens, has_top_logprobs, has_stream_options;
     bool is_stream, has_usage_chunk, is_echo;
+    bool is_continued, has_no_prompt; /* continue_final_message; add_generation_prompt: false */
     bool is_bare; /* text prompts get no begin token, whatever the tokenizer says */
     uint32_t n, best_of, max_tokens;
     int thinking; /* -1: the template's default */

@@ -229,6 +229,20 @@ static err_t on_echo(parser_t *self, const char *name, const cJSON *value)
     return read_bool(self, name, value, &self->call->is_echo);
 }
 
+/* vLLM's way to have the last message continued; DeepSeek's is "prefix" in the message itself. */
+static err_t on_continue(parser_t *self, const char *name, const cJSON *value)
+{
+    return read_bool(self, name, value, &self->call->is_continued);
+}
+
+static err_t on_generation_prompt(parser_t *self, const char *name, const cJSON *value)
+{
+    bool is_set = true;
+    err_t error = read_bool(self, name, value, &is_set);
+    self->call->has_no_prompt = !is_set;
+    return error;
+}
+
 /* vLLM's switch for the begin token of text prompts. */
 static err_t on_add_special(parser_t *self, const char *name, const cJSON *value)
 {
@@ -435,7 +449,8 @@ static const struct {
     { "reasoning_effort",      CHAT,         on_ignored },
     { "verbosity",             CHAT,         on_ignored },
     { "add_special_tokens",    TEXT | SPLIT, on_add_special },
-    { "add_generation_prompt", SPLIT,        on_ignored },
+    { "add_generation_prompt", CHAT | SPLIT, on_generation_prompt },
+    { "continue_final_message",CHAT | SPLIT, on_continue },
     { NULL, 0, NULL },
 };
 /* clang-format on */
@@ -455,6 +470,24 @@ static err_t read_field(parser_t *self, const cJSON *value)
         return fields[i].read(self, fields[i].name, value);
     }
     return refuse_unknown(self->why, value->string, field_names);
+}
+
+/* The last message is continued, or answered: nothing between. */
+static err_t check_end(parser_t *self)
+{
+    openai_call_t *call = self->call;
+    uint32_t last = call->message_count - 1;
+    if (call->message_count == 0) return ERR_OK;
+    if (call->has_no_prompt && !call->is_continued && !call->messages[last].is_prefix)
+        return openai_refuse(self->why, ERR_UNPROCESSABLE, "add_generation_prompt",
+                             "'add_generation_prompt': false is not supported by this server "
+                             "without 'continue_final_message': true.");
+    if (!call->is_continued) return ERR_OK;
+    if (call->messages[last].role != CHAT_ASSISTANT)
+        return openai_refuse(self->why, ERR_INVALID, "continue_final_message",
+                             "'continue_final_message' needs a last message of the assistant.");
+    call->messages[last].is_prefix = 1;
+    return ERR_OK;
 }
 
 /* What no single field can tell. */
@@ -489,7 +522,7 @@ static err_t check_together(parser_t *self)
         return openai_refuse(self->why, ERR_INVALID, "max_tokens",
                              "'max_tokens' must be at least 1; 0 is allowed only with 'echo'.");
     if (call->is_echo && call->sampling.logprobs) call->sampling.prompt_logprobs = 1;
-    return ERR_OK;
+    return check_end(self);
 }
 
 static void reset(openai_call_t *call)

@@ -335,7 +335,8 @@ static void test_chat_reasoning_follows_template_and_flag(void **state)
                   { "deepseek_v3_1", 0, 0, 1 } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         chat_t *chat = open_template(cases[i].name);
-        chat_reasoning_t reasoning = chat_reasoning(chat, cases[i].thinking);
+        const chat_message_t last = { .role = CHAT_USER };
+        chat_reasoning_t reasoning = chat_reasoning(chat, cases[i].thinking, &last);
         assert_int_equal(reasoning.starts_in_reasoning, cases[i].starts);
         assert_int_equal(reasoning.think_end,
                          cases[i].has_tokens ? tokenizer_id(tokenizer, "</think>", 8) : UINT32_MAX);
@@ -362,6 +363,45 @@ static void test_chat_unknown_template_is_refused_with_known_ones(void **state)
     assert_null(chat_new(directory, tiny, &why));
     assert_non_null(strstr(why.text, "<｜tool▁output▁begin｜>"));
     tokenizer_destroy(&tiny);
+}
+
+/* If it failed, the rest of a continued answer would be shown as reasoning, or reasoning as the
+ * answer. */
+static void test_chat_reasoning_is_open_where_the_prompt_left_it_open(void **state)
+{
+    (void)state;
+    static const chat_call_t call = { "f", "{}", 1, 2 };
+    const chat_message_t user = { .role = CHAT_USER, .content = "a", .content_size = 1 };
+    const chat_message_t answer = { .role = CHAT_ASSISTANT, .content = "b", .content_size = 1 };
+    chat_message_t prefix = answer, caller = answer;
+    const chat_message_t tool = { .role = CHAT_TOOL, .content = "c", .content_size = 1 };
+    prefix.is_prefix = 1;
+    caller.calls = &call;
+    caller.call_count = 1;
+    const talk_t talks[] = {
+        { .messages = { user }, .count = 1 },
+        { .messages = { user, prefix }, .count = 2 },
+        { .messages = { user, answer }, .count = 2 },
+        { .messages = { user, caller, tool }, .count = 3 },
+    };
+    for (size_t i = 0; i < sizeof jinja_of / sizeof *jinja_of; i++) {
+        chat_t *chat = open_template(jinja_of[i][0]);
+        bool has_tools = strcmp(chat_name(chat), "tiny") != 0;
+        for (size_t t = 0; t < (has_tools ? 4 : 3); t++) {
+            for (int thinking = -1; thinking <= 1; thinking++) {
+                const talk_t *talk = &talks[t];
+                chat_reasoning_t reasoning =
+                    chat_reasoning(chat, thinking, &talk->messages[talk->count - 1]);
+                size_t count = render(chat, tokenizer, talk, thinking);
+                bool is_open = false;
+                for (size_t k = 0; k < count && reasoning.think_begin != UINT32_MAX; k++)
+                    is_open = ids[k] == reasoning.think_begin ||
+                              (is_open && ids[k] != reasoning.think_end);
+                assert_int_equal(reasoning.starts_in_reasoning, is_open);
+            }
+        }
+        chat_destroy(&chat);
+    }
 }
 
 static void write_begin(const char *rest)
@@ -433,6 +473,7 @@ int main(void)
         cmocka_unit_test(test_chat_unrenderable_message_is_refused_by_name),
         cmocka_unit_test(test_chat_prefix_is_left_open),
         cmocka_unit_test(test_chat_reasoning_follows_template_and_flag),
+        cmocka_unit_test(test_chat_reasoning_is_open_where_the_prompt_left_it_open),
         cmocka_unit_test(test_chat_unknown_template_is_refused_with_known_ones),
         cmocka_unit_test(test_chat_begin_token_of_texts_follows_the_configuration),
         cmocka_unit_test(test_chat_small_buffer_still_tells_the_need),

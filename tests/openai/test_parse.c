@@ -280,6 +280,27 @@ static void test_parse_messages_are_copied_whole(void **state)
     assert_true(m[4].is_prefix && !m[3].is_prefix);
 }
 
+static void test_parse_last_message_is_continued_in_both_dialects(void **state)
+{
+    /* vLLM's users say it beside the messages, DeepSeek's inside the last one. */
+    static const char body[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},"
+                               "{\"role\":\"%s\",\"content\":\"a\"}]%s}";
+    char text[512];
+    snprintf(text, sizeof text, body, "assistant",
+             ",\"continue_final_message\":true,\"add_generation_prompt\":false");
+    assert_int_equal(parse(OPENAI_CHAT, text), ERR_OK);
+    assert_true(call.messages[1].is_prefix && !call.messages[0].is_prefix);
+    snprintf(text, sizeof text, body, "assistant", ",\"add_generation_prompt\":true");
+    assert_int_equal(parse(OPENAI_CHAT, text), ERR_OK);
+    assert_false(call.messages[1].is_prefix);
+    snprintf(text, sizeof text, body, "user", ",\"continue_final_message\":true");
+    assert_int_equal(parse(OPENAI_CHAT, text), ERR_INVALID);
+    assert_string_equal(why.param, "continue_final_message");
+    snprintf(text, sizeof text, body, "user", ",\"add_generation_prompt\":false");
+    assert_int_equal(parse(OPENAI_CHAT, text), ERR_UNPROCESSABLE);
+    assert_string_equal(why.param, "add_generation_prompt");
+}
+
 static void test_parse_prompt_comes_in_four_shapes(void **state)
 {
     /* Benchmarks send token ids, batch users send lists. */
@@ -392,6 +413,7 @@ int main(void)
         cmocka_unit_test(test_parse_absent_and_null_fields_mean_defaults),
         cmocka_unit_test(test_parse_harmless_fields_are_ignored),
         cmocka_unit_test(test_parse_messages_are_copied_whole),
+        cmocka_unit_test(test_parse_last_message_is_continued_in_both_dialects),
         cmocka_unit_test(test_parse_prompt_comes_in_four_shapes),
         cmocka_unit_test(test_parse_malformed_bodies_are_refused),
         cmocka_unit_test(test_parse_deep_and_wide_bodies_are_bounded),
