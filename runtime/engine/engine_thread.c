@@ -184,11 +184,12 @@ static void *run_engine(void *arg)
 /* ---- the worker's side ---- */
 
 /* Sequentially consistent: whoever is found not idle here sets is_idle after the word has changed,
- * and so its idle returns at once.  Both kinds of futex, for the core chooses how it waits. */
+ * and so its idle returns at once.  Of a burst of commands only the first pays for the system
+ * calls. Both kinds of futex, for the core chooses how it waits. */
 static void wake(engine_thread_t *self)
 {
     (void)atomic_fetch_add(&self->word, 1);
-    if (!atomic_load(&self->is_idle)) return;
+    if (!atomic_exchange(&self->is_idle, false)) return;
     (void)syscall(SYS_futex, &self->word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
     (void)syscall(SYS_futex, &self->word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }

@@ -4,9 +4,10 @@
  *   bench_http [--requests N] [--connections N] [--max-tokens N] [--stream] [--prompt TEXT]
  *              [--troupe PATH] [--set SECTION.KEY=VALUE ...] [--port N]
  *
- * Without --port it starts a company with the stub engine, one worker of each kind, and stops it at
- * the end; the load comes from this process, beside it on the same cores.  CPU times are those of
- * the processes' own clocks, so that whoever else is busy changes requests/s, but hardly them.
+ * Run it at the top of the source tree.  Without --port it starts a company with the stub engine,
+ * one worker of each kind, and stops it at the end; the load comes from this process, beside it on
+ * the same cores.  CPU times are those of the processes' own clocks, so that whoever else is busy
+ * changes requests/s, but hardly them.
  */
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -49,6 +50,7 @@ typedef struct {
 
 typedef struct {
     int descriptor;
+    bool has_begun; /* an event of the stream has come */
     uint64_t sent_us;
     size_t used;
     char answer[ANSWER_BYTES]; /* of a stream: only its last TAIL_BYTES stay */
@@ -68,8 +70,8 @@ typedef struct {
     char directory[64];
     int epoll;
     connection_t *connections;
-    uint64_t *latencies_us;
-    uint32_t sent, done, target, refused;
+    uint64_t *latencies_us, *firsts_us; /* to the end; of a stream, to its first event */
+    uint32_t sent, done, begun, target, refused;
     uint64_t events;
     usage_t usages[ACTORS_MAX];
     int usage_count;
@@ -305,6 +307,7 @@ static void print_usages(const bench_t *self)
 static void send_request(bench_t *self, connection_t *connection)
 {
     connection->used = 0;
+    connection->has_begun = false;
     connection->sent_us = now_us();
     self->sent++;
     ssize_t sent = send(connection->descriptor, self->request, self->request_bytes, MSG_NOSIGNAL);
@@ -337,7 +340,12 @@ static bool take_stream(bench_t *self, connection_t *connection, size_t fresh)
     static const char end[] = "\r\n0\r\n\r\n";
     size_t size = connection->used, before = size - fresh;
     size_t from = before > 5 ? before - 5 : 0;
+    uint64_t events = self->events;
     count_events(self, connection->answer + from, connection->answer + size);
+    if (!connection->has_begun && self->events > events) {
+        connection->has_begun = true;
+        self->firsts_us[self->begun++] = now_us() - connection->sent_us;
+    }
     size_t length = sizeof end - 1;
     bool is_over = size >= length && memcmp(connection->answer + size - length, end, length) == 0;
     if (size > TAIL_BYTES)
@@ -378,7 +386,7 @@ static void on_readable(bench_t *self, connection_t *connection)
 static void run_requests(bench_t *self, uint32_t target)
 {
     struct epoll_event events[EVENTS_MAX];
-    self->sent = self->done = 0;
+    self->sent = self->done = self->begun = 0;
     self->events = 0;
     self->target = target;
     for (uint32_t i = 0; i < self->options.connections && self->sent < target; i++)
@@ -405,8 +413,9 @@ static void open_load(bench_t *self)
         size, body);
     self->epoll = epoll_create1(EPOLL_CLOEXEC);
     self->connections = calloc(options->connections, sizeof *self->connections);
-    self->latencies_us = calloc(options->requests + options->connections, sizeof(uint64_t));
-    if (!self->connections || !self->latencies_us) give_up(self, "memory");
+    self->latencies_us = calloc(options->requests, sizeof(uint64_t));
+    self->firsts_us = calloc(options->requests, sizeof(uint64_t));
+    if (!self->connections || !self->latencies_us || !self->firsts_us) give_up(self, "memory");
     for (uint32_t i = 0; i < options->connections; i++)
         open_connection(self, &self->connections[i]);
 }
@@ -419,19 +428,25 @@ static int compare(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
+static void print_latency(const char *name, uint64_t *us, uint32_t count)
+{
+    if (count == 0) return;
+    qsort(us, count, sizeof *us, compare);
+    printf("%s p50 %.2f ms, p99 %.2f ms\n", name, (double)us[count / 2] / 1e3,
+           (double)us[(uint64_t)count * 99 / 100] / 1e3);
+}
+
 static void print_results(bench_t *self, double seconds, double own_us)
 {
-    uint32_t done = self->done;
-    qsort(self->latencies_us, done, sizeof(uint64_t), compare);
-    printf("%u requests, %u connections, max_tokens %u%s: %.0f requests/s, latency p50 %.2f ms, "
-           "p99 %.2f ms, refused %u\n",
-           done, self->options.connections, self->options.max_tokens,
-           self->options.is_stream ? ", streamed" : "", done / seconds,
-           (double)self->latencies_us[done / 2] / 1e3,
-           (double)self->latencies_us[(uint64_t)done * 99 / 100] / 1e3, self->refused);
-    if (self->options.is_stream) printf("%.0f events/s\n", (double)self->events / seconds);
+    const options_t *options = &self->options;
+    printf("%u requests, %u connections, max_tokens %u%s: %.0f requests/s, refused %u\n",
+           self->done, options->connections, options->max_tokens,
+           options->is_stream ? ", streamed" : "", self->done / seconds, self->refused);
+    print_latency("latency", self->latencies_us, self->done);
+    print_latency("first event", self->firsts_us, self->begun);
+    if (options->is_stream) printf("%.0f events/s\n", (double)self->events / seconds);
     if (self->company > 0) print_usages(self);
-    printf("%-20s %14.1f\n", "this generator", own_us / done);
+    printf("%-20s %14.1f\n", "this generator", own_us / self->done);
 }
 
 static void measure(bench_t *self)
