@@ -215,9 +215,7 @@ static void run_batch(engine_t *self, batch_t batch)
     }
 }
 
-/* ---- alone
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- alone ---- */
 
 /* If this failed, a worker would serve other tokens than the model's: mixed steps, chunks and slots
  * all play a part. */

@@ -373,9 +373,7 @@ static void test_ep_other_layout_is_refused_while_ranks_live_and_replaced_after(
     ep_group_destroy(&second);
 }
 
-/* ---- rings
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- rings ---- */
 
 /* If this failed, an idle rank would sleep through a step, or through the news for its own engine.
  */

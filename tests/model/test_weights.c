@@ -76,9 +76,7 @@ static file_t make_file(const char *header, size_t data_bytes)
     return out;
 }
 
-/* ---- headers
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- headers ---- */
 
 typedef struct {
     const char *header;
@@ -154,9 +152,7 @@ static void test_weights_truncation_anywhere_is_noticed(void **state)
     free(file.bytes);
 }
 
-/* ---- shards
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- shards ---- */
 
 static void write_shard(const char *name, const char *header, size_t data_bytes)
 {
@@ -215,9 +211,7 @@ static void test_weights_tensor_in_two_shards_is_refused(void **state)
     unlink(path_of("model.safetensors.index.json"));
 }
 
-/* ---- models
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- models ---- */
 
 static model_t *load(const char *dir, uint32_t rank, uint32_t ranks, error_text_t *why)
 {
