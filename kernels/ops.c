@@ -23,6 +23,7 @@ const ops_t *ops_find(const char *name)
     int is_auto = strcmp(name, "auto") == 0;
     for (size_t i = ops_cpu_choice_count; i-- > 0;) {
         const ops_choice_t *choice = &ops_cpu_choices[i];
+        if (is_auto && choice->ops == &ops_avx512_bf16 && !avx512_bf16_is_fast()) continue;
         if ((is_auto || strcmp(name, choice->ops->name) == 0) && choice->is_supported())
             return choice->ops;
     }

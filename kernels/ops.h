@@ -99,7 +99,8 @@ extern const ops_choice_t ops_cpu_choices[];
 extern const size_t ops_cpu_choice_count;
 
 /* By name ("judge", "avx2", "avx512", "avx512_bf16", "amx", "cuda"), "auto" for the best that the
- * machine supports. NULL: no such table, or the machine cannot run it. */
+ * machine supports (avx512_bf16 only where it beats avx512). NULL: no such table, or the machine
+ * cannot run it. */
 const ops_t *ops_find(const char *name);
 
 #ifdef __cplusplus

@@ -3,8 +3,8 @@
  *
  * Packed weights: [panel][k / 2][PANEL][2], k padded with zeros to whole K_STEPs and columns to
  * whole panels: pairs of k lie together, as VDPBF16PS and TDPBF16PS take them.  BF16 stays what it
- * is, F32 is rounded, FP8 stays FP8: a block of it is multiplied by its scales and rounded to
- * bfloat16 into scratch whenever rows pass over it.
+ * is, F32 is rounded, FP8 stays FP8: a block of it becomes bfloat16 in scratch, multiplied
+ * by its scales and rounded, whenever rows pass over it.
  *
  * Rows of x are rounded into [block of k][block of rows][step of k][row][K_STEP]: what one inner
  * loop reads is one stretch of memory.  (Rows side by side at 4096 bytes would share one set of

@@ -33,13 +33,22 @@ int NAME(prepare_size)(const tensor_t *w, size_t *bytes)
     return 0;
 }
 
+/* Where element i of a row of PANEL pairs of FP8 lies: the bytes that one unpacking instruction
+ * joins are eight from each 16. */
+INLINE uint32_t fp8_place(uint32_t i)
+{
+    return i % PANEL / 8 * 16 + i / PANEL * 8 + i % 8;
+}
+
 static void pack_element(const tensor_t *w, uint32_t n, uint32_t k, void *packed, size_t to)
 {
     size_t at = (size_t)n * w->stride + k;
     int is_real = n < w->rows && k < w->cols;
     uint16_t value = 0;
     if (w->dtype == DTYPE_F8E4M3) {
-        ((uint8_t *)packed)[to] = is_real ? ((const uint8_t *)w->data)[at] : 0;
+        size_t row = to / (2 * PANEL) * (2 * PANEL);
+        ((uint8_t *)packed)[row + fp8_place((uint32_t)(to - row))] =
+            is_real ? ((const uint8_t *)w->data)[at] : 0;
         return;
     }
     if (is_real)
@@ -72,18 +81,53 @@ INLINE uint32_t block_depth(const gemm_t *gemm, uint32_t k)
     return gemm->depth - k < K_BLOCK ? gemm->depth - k : K_BLOCK;
 }
 
-/* Of FP8: depth x PANEL values in pairs of k, which share a scale per 128 of k. */
+/* bfloat16 of every magnitude of FP8 times a scale, its low bytes and its high bytes. */
+typedef struct {
+    __m512i low[2], high[2];
+} fp8_table_t;
+
+static fp8_table_t fp8_table(float scale)
+{
+    uint8_t magnitudes[128];
+    __m256i low[4], high[4];
+    for (uint32_t i = 0; i < sizeof magnitudes; i++) magnitudes[i] = (uint8_t)i;
+    vector_t factor = vector_set(scale * 256.0F);
+    UNROLL for (uint32_t i = 0; i < 4; i++)
+    {
+        const uint8_t *from = magnitudes + (size_t)i * 2 * LANES;
+        __m512i rounded = round_to_bf16(vector_expand_e4m3(from) * factor,
+                                        vector_expand_e4m3(from + LANES) * factor);
+        low[i] = _mm512_cvtepi16_epi8(rounded);
+        high[i] = _mm512_cvtepi16_epi8(_mm512_srli_epi16(rounded, 8));
+    }
+    fp8_table_t table;
+    UNROLL for (uint32_t i = 0; i < 2; i++)
+    {
+        table.low[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low[2 * i]), low[2 * i + 1], 1);
+        table.high[i] = _mm512_inserti64x4(_mm512_castsi256_si512(high[2 * i]), high[2 * i + 1], 1);
+    }
+    return table;
+}
+
+/* Of FP8: depth x PANEL values in pairs of k, which share a scale per 128 of k.  Seven bits look
+ * both bytes up, the eighth is the sign. */
 static void expand_block(const tensor_t *w, uint32_t panel, uint32_t k, uint32_t depth,
                          uint16_t *to)
 {
     const uint8_t *from =
         (const uint8_t *)w->packed + ((size_t)panel * round_up(w->cols, K_STEP) + k) * PANEL;
     const float *scales = w->scales + (size_t)(panel * PANEL / BLOCK_COLS) * w->scale_stride;
-    for (uint32_t step = 0; step < depth; step += K_STEP) {
-        vector_t scale = vector_set(scales[(k + step) / BLOCK_COLS] * 256.0F);
-        for (uint32_t i = 0; i < K_STEP * PANEL; i += 2 * LANES, from += 2 * LANES, to += 2 * LANES)
-            _mm512_storeu_si512(to, round_to_bf16(vector_expand_e4m3(from) * scale,
-                                                  vector_expand_e4m3(from + LANES) * scale));
+    for (uint32_t pair = 0; pair < depth;) {
+        const fp8_table_t table = fp8_table(scales[(k + pair) / BLOCK_COLS]);
+        uint32_t end = pair + BLOCK_COLS < depth ? pair + BLOCK_COLS : depth;
+        for (; pair < end; pair += 2, from += 2 * PANEL, to += 2 * PANEL) {
+            __m512i bytes = _mm512_loadu_si512(from),
+                    low = _mm512_permutex2var_epi8(table.low[0], bytes, table.low[1]),
+                    high = _mm512_permutex2var_epi8(table.high[0], bytes, table.high[1]);
+            high = _mm512_or_si512(high, _mm512_and_si512(bytes, _mm512_set1_epi8(-128)));
+            _mm512_storeu_si512(to, _mm512_unpacklo_epi8(low, high));
+            _mm512_storeu_si512(to + PANEL, _mm512_unpackhi_epi8(low, high));
+        }
     }
 }
 

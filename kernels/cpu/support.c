@@ -24,7 +24,13 @@ int avx512_is_supported(void)
 
 int avx512_bf16_is_supported(void)
 {
-    return avx512_is_supported() && __builtin_cpu_supports("avx512bf16");
+    return avx512_is_supported() && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("avx512bf16");
+}
+
+int avx512_bf16_is_fast(void)
+{
+    return !__builtin_cpu_is("intel");
 }
 
 int amx_is_supported(void)

@@ -1,5 +1,5 @@
 /* tests/kernels/test_emulated.c - the tables for AMX and BF16 with their instructions in plain C,
- * on machines that only have AVX-512.
+ * on machines that only have AVX-512 with VBMI.
  *
  * The linker takes the emulated tables, compiled with EMULATE_TILES, before it looks for real ones.
  */
@@ -14,8 +14,8 @@
 
 static void check_emulated(const ops_t *ops)
 {
-    if (!avx512_is_supported()) {
-        print_message("this machine has no AVX-512: %s cannot be emulated\n", ops->name);
+    if (!avx512_is_supported() || !__builtin_cpu_supports("avx512vbmi")) {
+        print_message("this machine has no AVX-512 with VBMI: %s cannot be emulated\n", ops->name);
         skip();
     }
     check_t one = check_table(ops, 1), three = check_table(ops, 3);
