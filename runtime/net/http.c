@@ -39,9 +39,7 @@ static void on_closed(void *context, uint64_t exchange)
 
 static void turn(actor_t *world)
 {
-    server_t *server = server_of(world);
-    server_flush(server);
-    actor_gauge(world, METRIC_http_connections, server_connections(server));
+    actor_gauge(world, METRIC_http_connections, server_connections(server_of(world)));
 }
 
 static void close_port(actor_t *world)

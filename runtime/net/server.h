@@ -1,13 +1,17 @@
 /* runtime/net/server.h - an HTTP/1.1 server on a libevent loop: knows no actor, no model, no
  * OpenAI.
  *
- * libevent gives the loop, the listener and the buffers; the protocol is spoken here.  Its own
- * evhttp (2.1) is not used: it answers errors with pages of its own, limits neither
- * connections nor the time a whole request may take, reads nothing while a request is being
- * answered (so a client that left is noticed late).
+ * libevent's evhttp (2.1) speaks the protocol.  What it leaves open is added here: limits of
+ * connections and of the time a whole request may take, refusals in OpenAI's words instead of its
+ * pages, requests whose end is ambiguous, clients that leave while they wait or read too slowly.
  *
- * One thread.  Answers may be given inside on_request or at any later time.  What is written is
- * sent by server_flush.
+ * What it does its own way, and nobody else sees before: a folded header is joined, not refused;
+ * extensions of chunks are refused; a body in chunks ends its connection; a broken chunk is refused
+ * with 413, or 408 when evhttp waits for more; bytes without a line's end are refused by time
+ * (408); whatever else is ambiguous is refused when the request has arrived, not with its head.
+ *
+ * One thread.  Answers may be given inside on_request or at any later time.  What is written
+ * between two rounds of the loop leaves together in the next.
  */
 #ifndef RUNTIME_NET_SERVER_H
 #define RUNTIME_NET_SERVER_H
@@ -45,7 +49,7 @@ typedef struct server server_t;
 server_t *server_new(struct event_base *base, const server_options_t *options, char *why,
                      size_t why_cap);
 
-/* Closes everything; tells nobody. */
+/* Sends what the sockets take at once and closes everything; tells nobody. */
 void server_destroy(server_t **self);
 
 /* The port that is listened on. */
@@ -58,11 +62,5 @@ void server_answer(server_t *self, uint64_t exchange, const http_answer_t *answe
 void server_begin(server_t *self, uint64_t exchange, const http_answer_t *answer);
 void server_write(server_t *self, uint64_t exchange, const void *data, size_t size);
 void server_end(server_t *self, uint64_t exchange);
-
-/* Send what was written since the last call.  Never blocks. */
-void server_flush(server_t *self);
-
-/* Take over a connected descriptor, as if it had been accepted; for tests and fuzzing. */
-void server_adopt(server_t *self, int descriptor);
 
 #endif
