@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -141,6 +142,7 @@ static _Noreturn void become_company(const bench_t *self, const char *program)
     int log = open(log_path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     (void)dup2(log, STDOUT_FILENO);
     (void)dup2(log, STDERR_FILENO);
+    (void)prctl(PR_SET_PDEATHSIG, SIGTERM); /* nobody else would stop it */
     (void)execv(program, (char *const *)(uintptr_t)arguments);
     _exit(127);
 }
