@@ -149,10 +149,10 @@ static void on_whole_request(struct evhttp_request *request, void *context)
     connection_go(self, AT_ANSWER);
     self->is_begun = false;
     self->is_head = strcmp(head.method, "HEAD") == 0;
-    /* Whether the connection is kept is said by us alone: in the answer's Connection. */
+    /* Whether the connection is kept is said by us alone, in the answer's Connection; and the
+     * headers of a stream that waits need not wait with it. */
     self->is_last = head.is_last || request->minor == 0;
-    while (evhttp_remove_header(evhttp_request_get_input_headers(request), "Connection") == 0)
-        continue;
+    evhttp_clear_headers(evhttp_request_get_input_headers(request));
     request->flags &= ~EVHTTP_PROXY_REQUEST;
     evhttp_request_set_on_complete_cb(request, on_sent, self);
     connection_await_close(self);
