@@ -17,27 +17,24 @@
  */
 #include "decode_lb.h"
 
+#include "../runtime/kv/book.h"
 #include "../runtime/kv/lease.h"
-#include "../runtime/kv/table.h"
 #include "../runtime/policy/placement.h"
 
-#define NONE UINT32_MAX
+#define NONE BOOK_NONE
 
 typedef struct {
     request_id_t request;
     uint32_t attempt, ingress, prefill_worker, blocks;
-    uint32_t worker;         /* NONE: queued */
-    uint32_t next, previous; /* of the queue, or next of the free list */
+    uint32_t worker; /* NONE: queued */
     uint64_t queued_us;
     lease_t lease; /* assigned: until then we believe that the worker holds it */
-    bool is_used;
 } entry_t;
 
 typedef struct {
-    entry_t *entries;
-    table_t table;
-    uint32_t entry_max, free_head;
-    uint32_t queue_head, queue_tail, queued, assigned;
+    book_t book;
+    entry_t *entries; /* by place in the book */
+    uint32_t assigned;
     uint64_t *worker_epochs;     /* 0: down */
     placement_decode_t *workers; /* the ledger */
     msg_lease_renew_t *renewals; /* one batch per prefill worker */
@@ -54,16 +51,13 @@ static err_t init(void *state, actor_t *world)
     self->queue_max = (uint32_t)config->limits.queue_max;
     self->lease_us = (uint64_t)config->timing.lease_ms * 1000;
     self->heartbeat_us = (uint64_t)config->timing.heartbeat_ms * 1000;
-    self->entry_max = self->queue_max + self->worker_count * (uint32_t)config->decode.batch_max;
-    self->entries = actor_alloc(world, self->entry_max, sizeof *self->entries);
+    uint32_t entry_max = self->queue_max + self->worker_count * (uint32_t)config->decode.batch_max;
+    self->entries = actor_alloc(world, entry_max, sizeof *self->entries);
     self->worker_epochs = actor_alloc(world, self->worker_count, sizeof *self->worker_epochs);
     self->workers = actor_alloc(world, self->worker_count, sizeof *self->workers);
     self->renewals = actor_alloc(world, self->prefill_count, sizeof *self->renewals);
-    table_init(&self->table, actor_alloc(world, table_cells(self->entry_max), sizeof(table_cell_t)),
-               self->entry_max);
-    for (uint32_t i = 0; i < self->entry_max; i++) self->entries[i].next = i + 1;
-    self->entries[self->entry_max - 1].next = NONE;
-    self->queue_head = self->queue_tail = NONE;
+    book_init(&self->book, actor_alloc(world, table_cells(entry_max), sizeof(table_cell_t)),
+              actor_alloc(world, entry_max, sizeof(book_place_t)), entry_max);
     actor_wake_at(world, actor_now_us(world) + self->heartbeat_us);
     return ERR_OK;
 }
@@ -72,53 +66,23 @@ static err_t init(void *state, actor_t *world)
 
 static entry_t *find(decode_lb_t *self, request_id_t request)
 {
-    uint32_t index = table_find(&self->table, request.hi, request.lo);
-    return index == TABLE_NONE ? NULL : &self->entries[index];
+    uint32_t place = book_find(&self->book, request);
+    return place == NONE ? NULL : &self->entries[place];
 }
 
-/* A queued entry without a place in the queue yet; NULL when the table is full. */
+static uint32_t place_of(const decode_lb_t *self, const entry_t *entry)
+{
+    return (uint32_t)(entry - self->entries);
+}
+
+/* Neither queued nor assigned yet; NULL when the book is full. */
 static entry_t *add(decode_lb_t *self, const header_t *header)
 {
-    uint32_t index = self->free_head;
-    if (index == NONE) return NULL;
-    entry_t *entry = &self->entries[index];
-    invariant(!entry->is_used);
-    self->free_head = entry->next;
-    *entry = (entry_t){ .request = header->request,
-                        .attempt = header->attempt,
-                        .worker = NONE,
-                        .next = NONE,
-                        .previous = NONE,
-                        .is_used = true };
-    table_insert(&self->table, header->request.hi, header->request.lo, index);
+    uint32_t place = book_add(&self->book, header->request);
+    if (place == NONE) return NULL;
+    entry_t *entry = &self->entries[place];
+    *entry = (entry_t){ .request = header->request, .attempt = header->attempt, .worker = NONE };
     return entry;
-}
-
-static void enqueue(decode_lb_t *self, entry_t *entry)
-{
-    uint32_t index = (uint32_t)(entry - self->entries);
-    entry->previous = self->queue_tail;
-    if (self->queue_tail != NONE)
-        self->entries[self->queue_tail].next = index;
-    else
-        self->queue_head = index;
-    self->queue_tail = index;
-    self->queued += 1;
-}
-
-static void dequeue(decode_lb_t *self, entry_t *entry)
-{
-    invariant(entry->worker == NONE && self->queued > 0);
-    if (entry->previous != NONE)
-        self->entries[entry->previous].next = entry->next;
-    else
-        self->queue_head = entry->next;
-    if (entry->next != NONE)
-        self->entries[entry->next].previous = entry->previous;
-    else
-        self->queue_tail = entry->previous;
-    entry->next = entry->previous = NONE;
-    self->queued -= 1;
 }
 
 static void charge(decode_lb_t *self, entry_t *entry, uint32_t worker)
@@ -133,9 +97,8 @@ static void charge(decode_lb_t *self, entry_t *entry, uint32_t worker)
 /* Out of queue or ledger, and forgotten. */
 static void drop(decode_lb_t *self, entry_t *entry)
 {
-    invariant(entry->is_used);
     if (entry->worker == NONE) {
-        dequeue(self, entry);
+        book_dequeue(&self->book, place_of(self, entry));
     } else {
         placement_decode_t *worker = &self->workers[entry->worker];
         invariant(worker->requests > 0 && worker->blocks_used >= entry->blocks);
@@ -143,10 +106,7 @@ static void drop(decode_lb_t *self, entry_t *entry)
         worker->requests -= 1;
         self->assigned -= 1;
     }
-    table_remove(&self->table, entry->request.hi, entry->request.lo);
-    entry->is_used = false;
-    entry->next = self->free_head;
-    self->free_head = (uint32_t)(entry - self->entries);
+    book_remove(&self->book, entry->request, place_of(self, entry));
 }
 
 /* ---- what we say ---------------------------------------------------------------------------- */
@@ -213,7 +173,7 @@ static bool assign(decode_lb_t *self, actor_t *world, entry_t *entry)
     if (worker == PLACEMENT_NONE) return false;
     invariant(self->worker_epochs[worker] != 0);
     if (say_assign(self, world, entry, worker) != ERR_OK) return false;
-    dequeue(self, entry);
+    book_dequeue(&self->book, place_of(self, entry));
     charge(self, entry, worker);
     invariant(self->workers[worker].blocks_used <= self->workers[worker].blocks_total);
     uint64_t now = actor_now_us(world);
@@ -226,9 +186,10 @@ static bool assign(decode_lb_t *self, actor_t *world, entry_t *entry)
 /* Strictly in order: if short prompts could overtake, long ones would starve. */
 static void drain(decode_lb_t *self, actor_t *world)
 {
-    while (self->queue_head != NONE && assign(self, world, &self->entries[self->queue_head]))
+    while (book_first(&self->book) != NONE &&
+           assign(self, world, &self->entries[book_first(&self->book)]))
         continue;
-    actor_gauge(world, METRIC_requests_waiting, self->queued);
+    actor_gauge(world, METRIC_requests_waiting, self->book.queued);
     actor_gauge(world, METRIC_requests_running, self->assigned);
 }
 
@@ -281,7 +242,7 @@ static void on_decode_request(void *state, actor_t *world, const msg_t *m)
         refuse(self, world, m, ERR_UNPROCESSABLE);
         return;
     }
-    entry = self->queued < self->queue_max ? add(self, &m->header) : NULL;
+    entry = self->book.queued < self->queue_max ? add(self, &m->header) : NULL;
     if (entry == NULL) {
         refuse(self, world, m, ERR_OVERLOAD);
         return;
@@ -290,7 +251,7 @@ static void on_decode_request(void *state, actor_t *world, const msg_t *m)
     entry->prefill_worker = m->header.from.index;
     entry->blocks = request->blocks;
     entry->queued_us = actor_now_us(world);
-    enqueue(self, entry);
+    book_enqueue(&self->book, place_of(self, entry));
     drain(self, world);
 }
 
@@ -402,9 +363,9 @@ static void on_request_probe(void *state, actor_t *world, const msg_t *m)
 
 static void lose_worker(decode_lb_t *self, actor_t *world, uint32_t worker)
 {
-    for (uint32_t i = 0; i < self->entry_max && self->workers[worker].requests > 0; i++) {
+    for (uint32_t i = 0; i < self->book.capacity && self->workers[worker].requests > 0; i++) {
         entry_t *entry = &self->entries[i];
-        if (!entry->is_used || entry->worker != worker) continue;
+        if (!book_is_used(&self->book, i) || entry->worker != worker) continue;
         say_failed(world, entry->ingress, entry->request, entry->attempt, ERR_LOST);
         drop(self, entry);
     }
@@ -417,9 +378,9 @@ static void lose_worker(decode_lb_t *self, actor_t *world, uint32_t worker)
  * decide. */
 static void lose_prefill_worker(decode_lb_t *self, actor_t *world, uint32_t worker)
 {
-    for (uint32_t i = self->queue_head, next; i != NONE; i = next) {
+    for (uint32_t i = book_first(&self->book), next; i != NONE; i = next) {
         entry_t *entry = &self->entries[i];
-        next = entry->next;
+        next = book_next(&self->book, i);
         if (entry->prefill_worker != worker) continue;
         say_failed(world, entry->ingress, entry->request, entry->attempt, ERR_LOST);
         drop(self, entry);
@@ -428,9 +389,9 @@ static void lose_prefill_worker(decode_lb_t *self, actor_t *world, uint32_t work
 
 static void lose_ingress(decode_lb_t *self, actor_t *world, uint32_t ingress)
 {
-    for (uint32_t i = 0; i < self->entry_max; i++) {
+    for (uint32_t i = 0; i < self->book.capacity; i++) {
         entry_t *entry = &self->entries[i];
-        if (!entry->is_used || entry->ingress != ingress) continue;
+        if (!book_is_used(&self->book, i) || entry->ingress != ingress) continue;
         if (entry->worker == NONE)
             drop(self, entry);
         else
@@ -464,9 +425,10 @@ static void on_peer_up(void *state, actor_t *world, const msg_t *m)
 
 static void expire(decode_lb_t *self, actor_t *world, uint64_t now)
 {
-    for (uint32_t i = 0; i < self->entry_max && self->assigned > 0; i++) {
+    for (uint32_t i = 0; i < self->book.capacity && self->assigned > 0; i++) {
         entry_t *entry = &self->entries[i];
-        if (!entry->is_used || entry->worker == NONE || !lease_is_over(&entry->lease, now))
+        if (!book_is_used(&self->book, i) || entry->worker == NONE ||
+            !lease_is_over(&entry->lease, now))
             continue;
         cancel_at_worker(self, world, entry);
         drop(self, entry);
@@ -486,7 +448,7 @@ static void send_renewals(decode_lb_t *self, actor_t *world, uint32_t worker)
 /* Prompts that wait here keep their KV. */
 static void renew(decode_lb_t *self, actor_t *world)
 {
-    for (uint32_t i = self->queue_head; i != NONE; i = self->entries[i].next) {
+    for (uint32_t i = book_first(&self->book); i != NONE; i = book_next(&self->book, i)) {
         const entry_t *entry = &self->entries[i];
         if (lease_batch_add(&self->renewals[entry->prefill_worker], entry->request, entry->attempt))
             send_renewals(self, world, entry->prefill_worker);
@@ -525,16 +487,15 @@ static void check(const void *state)
         invariant(self->worker_epochs[i] != 0 || self->workers[i].blocks_total == 0);
     }
     invariant(requests == self->assigned);
-    invariant(self->assigned + self->queued == self->table.count);
-    invariant(self->queued <= self->queue_max);
-    invariant((self->queue_head == NONE) == (self->queued == 0));
-    invariant((self->queue_tail == NONE) == (self->queued == 0));
+    book_check(&self->book);
+    invariant(self->assigned + self->book.queued == book_count(&self->book));
+    invariant(self->book.queued <= self->queue_max);
 }
 
 static bool is_idle(const void *state)
 {
     const decode_lb_t *self = state;
-    return self->table.count == 0;
+    return book_count(&self->book) == 0;
 }
 
 const actor_class_t decode_lb_class = {

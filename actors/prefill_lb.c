@@ -19,12 +19,13 @@
 
 #include <string.h>
 
+#include "../runtime/kv/book.h"
 #include "../runtime/kv/lease.h"
 #include "../runtime/kv/prefix.h"
 #include "../runtime/kv/ring.h"
 #include "../runtime/policy/placement.h"
 
-#define NONE UINT32_MAX
+#define NONE BOOK_NONE
 enum {
     TOKEN_NS_DEFAULT = 100000, /* before the first measurement: 10,000 tokens/s */
     PAIR_PS_DEFAULT = 1000,
@@ -37,11 +38,9 @@ typedef struct {
     uint32_t attempt, ingress;
     uint32_t prompt_count, computed, blocks; /* computed: with KV, or believed to be in a cache */
     uint32_t worker;                         /* NONE: queued */
-    uint32_t next, previous;                 /* of the queue, or next of the free list */
     uint64_t queued_us, deadline_us;
     msg_submit_t *record; /* queued: the request in the ring, its tokens and keys behind it */
     lease_t lease;        /* assigned: until then we believe that the worker holds it */
-    bool is_used;
 } entry_t;
 
 typedef struct {
@@ -57,10 +56,9 @@ typedef struct {
 } holder_t;
 
 typedef struct {
-    entry_t *entries;
-    table_t table;
-    uint32_t entry_max, free_head;
-    uint32_t queue_head, queue_tail, queued, assigned;
+    book_t book;
+    entry_t *entries; /* by place in the book */
+    uint32_t assigned;
     worker_t *workers;
     placement_prefill_t *ranks; /* scratch of one decision */
     uint32_t worker_count, queue_max;
@@ -109,15 +107,13 @@ static err_t init(void *state, actor_t *world)
     self->queue_max = (uint32_t)config->limits.queue_max;
     self->lease_us = (uint64_t)config->timing.lease_ms * 1000;
     self->heartbeat_us = (uint64_t)config->timing.heartbeat_ms * 1000;
-    self->entry_max = self->queue_max + self->worker_count * (uint32_t)config->prefill.requests_max;
-    self->entries = actor_alloc(world, self->entry_max, sizeof *self->entries);
+    uint32_t entry_max =
+        self->queue_max + self->worker_count * (uint32_t)config->prefill.requests_max;
+    self->entries = actor_alloc(world, entry_max, sizeof *self->entries);
     self->workers = actor_alloc(world, self->worker_count, sizeof *self->workers);
     self->ranks = actor_alloc(world, self->worker_count, sizeof *self->ranks);
-    table_init(&self->table, actor_alloc(world, table_cells(self->entry_max), sizeof(table_cell_t)),
-               self->entry_max);
-    for (uint32_t i = 0; i < self->entry_max; i++) self->entries[i].next = i + 1;
-    self->entries[self->entry_max - 1].next = NONE;
-    self->queue_head = self->queue_tail = NONE;
+    book_init(&self->book, actor_alloc(world, table_cells(entry_max), sizeof(table_cell_t)),
+              actor_alloc(world, entry_max, sizeof(book_place_t)), entry_max);
     init_prefix(self, world, config);
     init_ring(self, world, config);
     actor_wake_at(world, actor_now_us(world) + self->heartbeat_us);
@@ -128,40 +124,29 @@ static err_t init(void *state, actor_t *world)
 
 static entry_t *find(prefill_lb_t *self, request_id_t request)
 {
-    uint32_t index = table_find(&self->table, request.hi, request.lo);
-    return index == TABLE_NONE ? NULL : &self->entries[index];
+    uint32_t place = book_find(&self->book, request);
+    return place == NONE ? NULL : &self->entries[place];
 }
 
-/* Neither queued nor assigned yet; NULL when the table is full. */
+static uint32_t place_of(const prefill_lb_t *self, const entry_t *entry)
+{
+    return (uint32_t)(entry - self->entries);
+}
+
+/* Neither queued nor assigned yet; NULL when the book is full. */
 static entry_t *add(prefill_lb_t *self, const header_t *header)
 {
-    uint32_t index = self->free_head;
-    if (index == NONE) return NULL;
-    entry_t *entry = &self->entries[index];
-    invariant(!entry->is_used);
-    self->free_head = entry->next;
-    *entry = (entry_t){ .request = header->request,
-                        .attempt = header->attempt,
-                        .worker = NONE,
-                        .next = NONE,
-                        .previous = NONE,
-                        .is_used = true };
-    table_insert(&self->table, header->request.hi, header->request.lo, index);
+    uint32_t place = book_add(&self->book, header->request);
+    if (place == NONE) return NULL;
+    entry_t *entry = &self->entries[place];
+    *entry = (entry_t){ .request = header->request, .attempt = header->attempt, .worker = NONE };
     return entry;
-}
-
-static void forget(prefill_lb_t *self, entry_t *entry)
-{
-    table_remove(&self->table, entry->request.hi, entry->request.lo);
-    entry->is_used = false;
-    entry->next = self->free_head;
-    self->free_head = (uint32_t)(entry - self->entries);
 }
 
 /* Copy the request behind the others; false when the queue is full, in requests or in bytes. */
 static bool enqueue(prefill_lb_t *self, entry_t *entry, const msg_submit_t *submit)
 {
-    if (self->queued == self->queue_max) return false;
+    if (self->book.queued == self->queue_max) return false;
     msg_submit_t *record =
         ring_put(&self->ring, sizeof *record + submit->tokens.size + submit->keys.size);
     if (record == NULL) return false;
@@ -173,32 +158,16 @@ static bool enqueue(prefill_lb_t *self, entry_t *entry, const msg_submit_t *subm
     record->tokens.data = bytes;
     record->keys.data = bytes + submit->tokens.size;
     entry->record = record;
-    uint32_t index = (uint32_t)(entry - self->entries);
-    entry->previous = self->queue_tail;
-    if (self->queue_tail != NONE)
-        self->entries[self->queue_tail].next = index;
-    else
-        self->queue_head = index;
-    self->queue_tail = index;
-    self->queued += 1;
+    book_enqueue(&self->book, place_of(self, entry));
     return true;
 }
 
 static void dequeue(prefill_lb_t *self, entry_t *entry)
 {
-    invariant(entry->record != NULL && self->queued > 0);
-    if (entry->previous != NONE)
-        self->entries[entry->previous].next = entry->next;
-    else
-        self->queue_head = entry->next;
-    if (entry->next != NONE)
-        self->entries[entry->next].previous = entry->previous;
-    else
-        self->queue_tail = entry->previous;
-    entry->next = entry->previous = NONE;
+    invariant(entry->record != NULL);
+    book_dequeue(&self->book, place_of(self, entry));
     ring_drop(&self->ring, entry->record);
     entry->record = NULL;
-    self->queued -= 1;
 }
 
 static void charge(prefill_lb_t *self, entry_t *entry, uint32_t index)
@@ -232,7 +201,6 @@ static void progress(prefill_lb_t *self, entry_t *entry, uint32_t computed)
 /* Out of queue or ledger, and forgotten. */
 static void drop(prefill_lb_t *self, entry_t *entry)
 {
-    invariant(entry->is_used);
     if (entry->worker == NONE) {
         dequeue(self, entry);
     } else {
@@ -243,7 +211,7 @@ static void drop(prefill_lb_t *self, entry_t *entry)
         worker->requests -= 1;
         self->assigned -= 1;
     }
-    forget(self, entry);
+    book_remove(&self->book, entry->request, place_of(self, entry));
 }
 
 /* ---- what we say ---------------------------------------------------------------------------- */
@@ -365,11 +333,11 @@ static bool assign(prefill_lb_t *self, actor_t *world, entry_t *entry, const msg
 /* Strictly in order: if short prompts could overtake, long ones would starve. */
 static void drain(prefill_lb_t *self, actor_t *world)
 {
-    while (self->queue_head != NONE) { /* bounded by the queue */
-        entry_t *entry = &self->entries[self->queue_head];
+    while (book_first(&self->book) != NONE) { /* bounded by the queue */
+        entry_t *entry = &self->entries[book_first(&self->book)];
         if (!assign(self, world, entry, entry->record)) break;
     }
-    actor_gauge(world, METRIC_requests_waiting, self->queued);
+    actor_gauge(world, METRIC_requests_waiting, self->book.queued);
     actor_gauge(world, METRIC_requests_running, self->assigned);
 }
 
@@ -428,10 +396,10 @@ static void on_submit(void *state, actor_t *world, const msg_t *m)
     entry->queued_us = now;
     entry->deadline_us =
         submit->deadline_us < UINT64_MAX - now ? now + submit->deadline_us : UINT64_MAX;
-    bool is_first = self->queue_head == NONE;
+    bool is_first = book_first(&self->book) == NONE;
     if (is_first && assign(self, world, entry, submit)) return;
     if (enqueue(self, entry, submit)) return;
-    forget(self, entry);
+    book_remove(&self->book, entry->request, place_of(self, entry));
     say_failed(world, ingress, &m->header, ERR_OVERLOAD);
 }
 
@@ -634,9 +602,9 @@ static void on_prefix_removed(void *state, actor_t *world, const msg_t *m)
 static void lose_worker(prefill_lb_t *self, actor_t *world, uint32_t index)
 {
     worker_t *worker = &self->workers[index];
-    for (uint32_t i = 0; i < self->entry_max && worker->requests > 0; i++) {
+    for (uint32_t i = 0; i < self->book.capacity && worker->requests > 0; i++) {
         entry_t *entry = &self->entries[i];
-        if (!entry->is_used || entry->worker != index) continue;
+        if (!book_is_used(&self->book, i) || entry->worker != index) continue;
         header_t header = about(entry);
         if (entry->computed < entry->prompt_count)
             say_failed(world, entry->ingress, &header, ERR_LOST);
@@ -650,9 +618,9 @@ static void lose_worker(prefill_lb_t *self, actor_t *world, uint32_t index)
 
 static void lose_ingress(prefill_lb_t *self, actor_t *world, uint32_t ingress)
 {
-    for (uint32_t i = 0; i < self->entry_max; i++) {
+    for (uint32_t i = 0; i < self->book.capacity; i++) {
         entry_t *entry = &self->entries[i];
-        if (!entry->is_used || entry->ingress != ingress) continue;
+        if (!book_is_used(&self->book, i) || entry->ingress != ingress) continue;
         if (entry->worker == NONE)
             drop(self, entry);
         else
@@ -691,9 +659,9 @@ static void on_peer_up(void *state, actor_t *world, const msg_t *m)
 
 static void expire(prefill_lb_t *self, actor_t *world, uint64_t now)
 {
-    for (uint32_t i = 0; i < self->entry_max && self->table.count > 0; i++) {
+    for (uint32_t i = 0; i < self->book.capacity && book_count(&self->book) > 0; i++) {
         entry_t *entry = &self->entries[i];
-        if (!entry->is_used) continue;
+        if (!book_is_used(&self->book, i)) continue;
         bool is_late = entry->worker == NONE && now >= entry->deadline_us;
         bool is_lost = entry->worker != NONE && lease_is_over(&entry->lease, now);
         if (!is_late && !is_lost) continue;
@@ -734,16 +702,15 @@ static void check(const void *state)
         invariant(worker->requests > 0 || worker->waiting_pairs == 0);
     }
     invariant(requests == self->assigned);
-    invariant(self->assigned + self->queued == self->table.count);
-    invariant(self->queued <= self->queue_max && self->queued <= self->ring.records);
-    invariant((self->queue_head == NONE) == (self->queued == 0));
-    invariant((self->queue_tail == NONE) == (self->queued == 0));
+    book_check(&self->book);
+    invariant(self->assigned + self->book.queued == book_count(&self->book));
+    invariant(self->book.queued <= self->queue_max && self->book.queued <= self->ring.records);
 }
 
 static bool is_idle(const void *state)
 {
     const prefill_lb_t *self = state;
-    return self->table.count == 0;
+    return book_count(&self->book) == 0;
 }
 
 const actor_class_t prefill_lb_class = {
