@@ -26,6 +26,10 @@ typedef int command_fn(int count, char **arguments);
 
 /* ---- configuration from --config and --set (options.c) ---- */
 
+/* Directory of the model that Troupe brings along: models/tiny here, else beside the program where
+ * it was built or installed; models/tiny when it is nowhere. */
+const char *embedded_model(void);
+
 /* An argp child with these two options; its input is a config_options_t, zeroed before. */
 enum { SETS_MAX = 64 };
 typedef struct {

@@ -34,7 +34,9 @@ typedef struct {
 enum { KEY_IDS = 256, KEY_OPS };
 static const struct argp_option options[] = {
     { "model", 'm', "DIR", 0,
-      "directory with config.json, *.safetensors, tokenizer.json (default: models/tiny)", 0 },
+      "directory with config.json, *.safetensors, tokenizer.json (default: the embedded "
+      "models/tiny)",
+      0 },
     { "prompt", 'p', "TEXT", 0, "text to continue; the model's begin token is put before it", 0 },
     { "ids", KEY_IDS, "0,5,7", 0, "token ids to continue, exactly these", 0 },
     { "max-tokens", 'n', "N", 0, "tokens to generate at most (default: 32)", 0 },
@@ -233,10 +235,9 @@ static void tell(run_t *run, const engine_result_t *result)
 {
     char text[DETOKENIZER_EMIT_MAX];
     if (!run->given->is_json && run->tokenizer) {
-        fwrite(
-            text, 1,
-            detokenizer_push(&run->held, run->tokenizer, result->token, false, text, sizeof text),
-            stdout);
+        fwrite(text, 1,
+               detokenizer_push(&run->held, run->tokenizer, result->token, true, text, sizeof text),
+               stdout);
         fflush(stdout);
     } else if (!run->given->is_json) {
         printf("%u ", result->token);
@@ -305,7 +306,7 @@ int cmd_run(int count, char **arguments)
                "--max-tokens 20 --json",
     };
     static run_t run; /* large */
-    run_arguments_t given = { .model = "models/tiny", .ops = "auto", .max_tokens = 32 };
+    run_arguments_t given = { .model = embedded_model(), .ops = "auto", .max_tokens = 32 };
     parse_options(&argp, count, arguments, &given);
     run.given = &given;
     err_t error = ERR_MODEL;

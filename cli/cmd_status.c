@@ -86,8 +86,9 @@ static void print_actor(const cJSON *actor)
     printf("%-18s %s%-5s%s ", name, style(stdout, is_up ? STYLE_GREEN : STYLE_RED),
            is_up ? "up" : "down", style(stdout, STYLE_PLAIN));
     print_duration(number(actor, "uptime_us"));
-    printf("  %8.0f  %8.0f  %7.0f  %7.0f", number(actor, "pid"), number(actor, "restarts"),
-           number(metrics, "requests_running"), number(metrics, "requests_waiting"));
+    printf("  %16.0f  %8.0f  %8.0f  %7.0f  %7.0f", number(actor, "epoch"), number(actor, "pid"),
+           number(actor, "restarts"), number(metrics, "requests_running"),
+           number(metrics, "requests_waiting"));
     print_ratio(number(metrics, "kv_blocks_used"), number(metrics, "kv_blocks"));
     printf("  %8.1f", number(metrics, "resident_bytes") / 1048576);
     if (!is_up && *text(actor, "last_exit")) printf("  %s", text(actor, "last_exit"));
@@ -123,9 +124,9 @@ static void print_status(const cJSON *status, const cJSON *before, const config_
     print_duration(number(status, "uptime_us"));
     printf(", %u of %u actors, http://%s\n\n", company_up_count(status), company_size(config),
            config->http.listen);
-    printf("%s%-18s %-5s %9s  %8s  %8s  %7s  %7s  %11s  %8s%s\n", style(stdout, STYLE_BOLD),
-           "ACTOR", "STATE", "UPTIME", "PID", "RESTARTS", "RUNNING", "WAITING", "KV BLOCKS", "MIB",
-           style(stdout, STYLE_PLAIN));
+    printf("%s%-18s %-5s %9s  %16s  %8s  %8s  %7s  %7s  %11s  %8s%s\n", style(stdout, STYLE_BOLD),
+           "ACTOR", "STATE", "UPTIME", "EPOCH", "PID", "RESTARTS", "RUNNING", "WAITING",
+           "KV BLOCKS", "MIB", style(stdout, STYLE_PLAIN));
     cJSON_ArrayForEach(actor, actors) print_actor(actor);
     print_totals(status, before);
 }
@@ -160,12 +161,11 @@ static int show(const status_arguments_t *given, const config_t *config, client_
 int cmd_status(int count, char **arguments)
 {
     static const struct argp_child children[] = { { &config_argp, 0, NULL, 0 }, { 0 } };
-    static const struct argp argp = {
-        .options = options,
-        .parser = parse,
-        .children = children,
-        .doc = "Show the actors of the company on this machine: state, load, KV, rates."
-    };
+    static const struct argp argp = { .options = options,
+                                      .parser = parse,
+                                      .children = children,
+                                      .doc = "Show the actors of the company on this machine: "
+                                             "state, epoch (its life), load, KV, rates." };
     status_arguments_t given = { .is_watch = false };
     parse_options(&argp, count, arguments, &given);
     const config_loaded_t *loaded = config_open(&given.config, true);

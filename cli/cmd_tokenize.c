@@ -12,7 +12,8 @@ typedef struct {
 } tokenize_arguments_t;
 
 static const struct argp_option options[] = {
-    { "tokenizer", 't', "DIR", 0, "directory with tokenizer.json (default: models/tiny)", 0 },
+    { "tokenizer", 't', "DIR", 0,
+      "directory with tokenizer.json (default: the embedded models/tiny)", 0 },
     { "decode", 'd', NULL, 0, "a JSON array of ids in, text out", 0 },
     { "plain", 'p', NULL, 0, "text that spells a special token stays text", 0 },
     { 0 },
@@ -78,7 +79,7 @@ int cmd_tokenize(int count, char **arguments)
         .doc = "Text on standard input to token ids as a JSON array on standard output, or back.\v"
                "Example: echo -n 'Hello there' | troupe tokenize --tokenizer models/tiny",
     };
-    tokenize_arguments_t given = { .dir = "models/tiny" };
+    tokenize_arguments_t given = { .dir = embedded_model() };
     parse_options(&argp, count, arguments, &given);
     error_text_t why;
     tokenizer_t *tokenizer = tokenizer_new(given.dir, &why);

@@ -35,6 +35,26 @@ void parse_options(const struct argp *argp, int count, char **arguments, void *i
     argp_parse(argp, count, arguments, 0, NULL, input);
 }
 
+const char *embedded_model(void)
+{
+    static const char *const places[] = { "../models/tiny", "../../models/tiny",
+                                          "../share/troupe/models/tiny" };
+    static char found[4096];
+    const char *here = "models/tiny";
+    if (access("models/tiny/config.json", R_OK) == 0) return here;
+    char program[2048], config[4096];
+    ssize_t size = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (size <= 0) return here;
+    program[size] = 0;
+    *strrchr(program, '/') = 0;
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        snprintf(found, sizeof found, "%s/%s", program, places[i]);
+        snprintf(config, sizeof config, "%.4000s/config.json", found);
+        if (access(config, R_OK) == 0) return found;
+    }
+    return here;
+}
+
 /* What --set says of the directory counts before the file in that directory can be found. */
 static err_t apply_sets(config_loaded_t *loaded, const config_options_t *given)
 {
@@ -56,6 +76,8 @@ config_loaded_t *config_open(const config_options_t *given, bool is_client)
     config_init(&loaded);
     err_t error = file ? config_read_file(&loaded, file) : ERR_OK;
     if (!error) error = apply_sets(&loaded, given);
+    if (!error && loaded.origins[CONFIG_model_path].kind == ORIGIN_DEFAULT)
+        snprintf(loaded.config.model.path, sizeof loaded.config.model.path, "%s", embedded_model());
     if (!error) error = config_check(&loaded);
     if (!error) return &loaded;
     complain("%s", loaded.error);
