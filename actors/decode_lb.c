@@ -20,6 +20,7 @@
 #include "../runtime/kv/book.h"
 #include "../runtime/kv/lease.h"
 #include "../runtime/policy/placement.h"
+#include "say.h"
 
 #define NONE BOOK_NONE
 
@@ -37,7 +38,7 @@ typedef struct {
     uint32_t assigned;
     uint64_t *worker_epochs;     /* 0: down */
     placement_decode_t *workers; /* the ledger */
-    msg_lease_renew_t *renewals; /* one batch per prefill worker */
+    renewals_t renewals;         /* to prefill workers */
     uint32_t worker_count, prefill_count, queue_max;
     uint64_t lease_us, heartbeat_us;
 } decode_lb_t;
@@ -55,7 +56,7 @@ static err_t init(void *state, actor_t *world)
     self->entries = actor_alloc(world, entry_max, sizeof *self->entries);
     self->worker_epochs = actor_alloc(world, self->worker_count, sizeof *self->worker_epochs);
     self->workers = actor_alloc(world, self->worker_count, sizeof *self->workers);
-    self->renewals = actor_alloc(world, self->prefill_count, sizeof *self->renewals);
+    renewals_init(&self->renewals, world, ROLE_prefill_worker, self->prefill_count);
     book_init(&self->book, actor_alloc(world, table_cells(entry_max), sizeof(table_cell_t)),
               actor_alloc(world, entry_max, sizeof(book_place_t)), entry_max);
     actor_wake_at(world, actor_now_us(world) + self->heartbeat_us);
@@ -111,35 +112,26 @@ static void drop(decode_lb_t *self, entry_t *entry)
 
 /* ---- what we say ---------------------------------------------------------------------------- */
 
-/* A refused send is a lost message: leases, probes and `held` heal it. */
-static err_t say(actor_t *world, role_t role, uint32_t index, msg_t *m, request_id_t request,
-                 uint32_t attempt)
+static header_t about(const entry_t *entry)
 {
-    m->header.request = request;
-    m->header.attempt = attempt;
-    return actor_send(world, (address_t){ role, index }, m);
+    return (header_t){ .request = entry->request, .attempt = entry->attempt };
 }
 
 static void say_cancel(actor_t *world, role_t role, uint32_t index, const header_t *header)
 {
-    msg_t m;
-    msg_init(&m, MSG_cancel);
-    (void)say(world, role, index, &m, header->request, header->attempt);
+    say_plain(world, (address_t){ role, index }, MSG_cancel, header);
 }
 
-static void say_failed(actor_t *world, uint32_t ingress, request_id_t request, uint32_t attempt,
-                       err_t error)
+static void say_lost(actor_t *world, const entry_t *entry)
 {
-    msg_t m;
-    msg_init(&m, MSG_failed);
-    m.failed.error = (u32)error;
-    (void)say(world, ROLE_ingress, ingress, &m, request, attempt);
+    header_t header = about(entry);
+    say_failed(world, entry->ingress, &header, ERR_LOST);
 }
 
-static void cancel_at_worker(decode_lb_t *self, actor_t *world, const entry_t *entry)
+static void cancel_at_worker(actor_t *world, const entry_t *entry)
 {
     if (entry->worker == NONE) return;
-    header_t header = { .request = entry->request, .attempt = entry->attempt };
+    header_t header = about(entry);
     say_cancel(world, ROLE_decode_worker, entry->worker, &header);
 }
 
@@ -152,7 +144,8 @@ static err_t say_assign(decode_lb_t *self, actor_t *world, const entry_t *entry,
     m.decode_assign.prefill_epoch =
         actor_peer_epoch(world, (address_t){ ROLE_prefill_worker, entry->prefill_worker });
     m.decode_assign.blocks = entry->blocks;
-    return say(world, ROLE_decode_worker, worker, &m, entry->request, entry->attempt);
+    header_t header = about(entry);
+    return say_about(world, (address_t){ ROLE_decode_worker, worker }, &m, &header);
 }
 
 static void say_placed(decode_lb_t *self, actor_t *world, const entry_t *entry)
@@ -161,8 +154,8 @@ static void say_placed(decode_lb_t *self, actor_t *world, const entry_t *entry)
     msg_init(&m, MSG_decode_placed);
     m.decode_placed.decode_worker = entry->worker;
     m.decode_placed.decode_epoch = self->worker_epochs[entry->worker];
-    (void)say(world, ROLE_prefill_worker, entry->prefill_worker, &m, entry->request,
-              entry->attempt);
+    header_t header = about(entry);
+    (void)say_about(world, (address_t){ ROLE_prefill_worker, entry->prefill_worker }, &m, &header);
 }
 
 /* ---- placing -------------------------------------------------------------------------------- */
@@ -205,7 +198,7 @@ static bool is_too_large(const decode_lb_t *self, uint32_t blocks)
 /* Neither ingress nor the prefill worker shall wait for what will not come. */
 static void refuse(decode_lb_t *self, actor_t *world, const msg_t *m, err_t error)
 {
-    say_failed(world, m->decode_request.ingress, m->header.request, m->header.attempt, error);
+    say_failed(world, m->decode_request.ingress, &m->header, error);
     say_cancel(world, ROLE_prefill_worker, m->header.from.index, &m->header);
 }
 
@@ -235,7 +228,7 @@ static void on_decode_request(void *state, actor_t *world, const msg_t *m)
         return;
     }
     if (entry != NULL) { /* an attempt is newer knowledge */
-        cancel_at_worker(self, world, entry);
+        cancel_at_worker(world, entry);
         drop(self, entry);
     }
     if (is_too_large(self, request->blocks)) {
@@ -321,7 +314,7 @@ static void on_held(void *state, actor_t *world, const msg_t *m)
         return;
     }
     if (entry != NULL) {
-        cancel_at_worker(self, world, entry);
+        cancel_at_worker(world, entry);
         drop(self, entry);
     }
     adopt(self, world, m, worker);
@@ -339,7 +332,7 @@ static void on_cancel(void *state, actor_t *world, const msg_t *m)
         return;
     }
     if (entry->worker != NONE) {
-        cancel_at_worker(self, world, entry); /* its blocks come back with decode_done */
+        cancel_at_worker(world, entry); /* its blocks come back with decode_done */
         return;
     }
     if (m->header.from.role == ROLE_ingress)
@@ -355,8 +348,7 @@ static void on_request_probe(void *state, actor_t *world, const msg_t *m)
     msg_t answer;
     msg_init(&answer, MSG_request_held);
     answer.request_held.is_held = entry != NULL && entry->attempt == m->header.attempt;
-    (void)say(world, ROLE_ingress, m->header.from.index, &answer, m->header.request,
-              m->header.attempt);
+    (void)say_about(world, (address_t){ ROLE_ingress, m->header.from.index }, &answer, &m->header);
 }
 
 /* ---- peers ---------------------------------------------------------------------------------- */
@@ -366,7 +358,7 @@ static void lose_worker(decode_lb_t *self, actor_t *world, uint32_t worker)
     for (uint32_t i = 0; i < self->book.capacity && self->workers[worker].requests > 0; i++) {
         entry_t *entry = &self->entries[i];
         if (!book_is_used(&self->book, i) || entry->worker != worker) continue;
-        say_failed(world, entry->ingress, entry->request, entry->attempt, ERR_LOST);
+        say_lost(world, entry);
         drop(self, entry);
     }
     invariant(self->workers[worker].requests == 0 && self->workers[worker].blocks_used == 0);
@@ -382,7 +374,7 @@ static void lose_prefill_worker(decode_lb_t *self, actor_t *world, uint32_t work
         entry_t *entry = &self->entries[i];
         next = book_next(&self->book, i);
         if (entry->prefill_worker != worker) continue;
-        say_failed(world, entry->ingress, entry->request, entry->attempt, ERR_LOST);
+        say_lost(world, entry);
         drop(self, entry);
     }
 }
@@ -395,7 +387,7 @@ static void lose_ingress(decode_lb_t *self, actor_t *world, uint32_t ingress)
         if (entry->worker == NONE)
             drop(self, entry);
         else
-            cancel_at_worker(self, world, entry);
+            cancel_at_worker(world, entry);
     }
 }
 
@@ -430,19 +422,10 @@ static void expire(decode_lb_t *self, actor_t *world, uint64_t now)
         if (!book_is_used(&self->book, i) || entry->worker == NONE ||
             !lease_is_over(&entry->lease, now))
             continue;
-        cancel_at_worker(self, world, entry);
+        cancel_at_worker(world, entry);
         drop(self, entry);
         actor_count(world, METRIC_kv_leases_expired_total, 1);
     }
-}
-
-static void send_renewals(decode_lb_t *self, actor_t *world, uint32_t worker)
-{
-    msg_t m;
-    msg_init(&m, MSG_lease_renew);
-    m.lease_renew = self->renewals[worker];
-    (void)actor_send(world, (address_t){ ROLE_prefill_worker, worker }, &m);
-    self->renewals[worker].ids_hi_count = 0;
 }
 
 /* Prompts that wait here keep their KV. */
@@ -450,11 +433,10 @@ static void renew(decode_lb_t *self, actor_t *world)
 {
     for (uint32_t i = book_first(&self->book); i != NONE; i = book_next(&self->book, i)) {
         const entry_t *entry = &self->entries[i];
-        if (lease_batch_add(&self->renewals[entry->prefill_worker], entry->request, entry->attempt))
-            send_renewals(self, world, entry->prefill_worker);
+        header_t header = about(entry);
+        renewals_add(&self->renewals, world, entry->prefill_worker, &header);
     }
-    for (uint32_t i = 0; i < self->prefill_count; i++)
-        if (self->renewals[i].ids_hi_count > 0) send_renewals(self, world, i);
+    renewals_send(&self->renewals, world);
 }
 
 static void wake(void *state, actor_t *world)

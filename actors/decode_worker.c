@@ -65,7 +65,7 @@ static err_t init(void *state, actor_t *world)
                     actor_alloc(world, blocks, sizeof(uint32_t)), blocks);
     offers_init(&self->offers, actor_alloc(world, self->slot_max, sizeof(offer_t)), self->slot_max);
     self->rows = actor_alloc(world, self->batch_max, sizeof *self->rows);
-    self->renewals = actor_alloc(world, self->prefill_count, sizeof *self->renewals);
+    renewals_init(&self->renewals, world, ROLE_prefill_worker, self->prefill_count);
     self->key_maker = key_maker_new();
     if (self->key_maker == NULL) return ERR_INTERNAL;
     err_t error = actor_pool_open(world, blocks);
@@ -91,31 +91,23 @@ uint32_t decode_worker_index_of(const decode_worker_t *self, const slot_t *slot)
     return (uint32_t)(slot - self->slots);
 }
 
-err_t decode_worker_say(actor_t *world, address_t to, msg_t *m, const slot_t *slot)
+header_t decode_worker_about(const slot_t *slot)
 {
-    m->header.request = slot->request;
-    m->header.attempt = slot->attempt;
-    return actor_send(world, to, m);
+    return (header_t){ .request = slot->request, .attempt = slot->attempt };
 }
 
-static void say_failed(actor_t *world, uint32_t ingress, const header_t *about, err_t error)
+err_t decode_worker_say(actor_t *world, address_t to, msg_t *m, const slot_t *slot)
 {
-    msg_t m;
-    msg_init(&m, MSG_failed);
-    m.header.request = about->request;
-    m.header.attempt = about->attempt;
-    m.failed.error = (u32)error;
-    (void)actor_send(world, (address_t){ ROLE_ingress, ingress }, &m);
+    header_t about = decode_worker_about(slot);
+    return say_about(world, to, m, &about);
 }
 
 static void say_done(actor_t *world, const header_t *about, uint32_t blocks)
 {
     msg_t m;
     msg_init(&m, MSG_decode_done);
-    m.header.request = about->request;
-    m.header.attempt = about->attempt;
     m.decode_done.blocks = blocks;
-    (void)actor_send(world, decode_lb, &m);
+    (void)say_about(world, decode_lb, &m, about);
 }
 
 static void say_landed(actor_t *world, const slot_t *slot)
@@ -166,7 +158,7 @@ void decode_worker_try_free(decode_worker_t *self, actor_t *world, slot_t *slot)
     if (slot->is_started) actor_engine_close(world, index);
     for (uint32_t i = 0; i < slot->block_count && slot->has_blocks; i++)
         block_pool_release(&self->pool, slot->blocks[i]);
-    header_t about = { .request = slot->request, .attempt = slot->attempt };
+    header_t about = decode_worker_about(slot);
     if (slot->is_assigned) say_done(world, &about, slot->block_count);
     transfer_move(&slot->transfer, TRANSFER_FREE);
     while (self->order[at] != index) at++; /* it is there */
@@ -187,14 +179,11 @@ void decode_worker_close(decode_worker_t *self, actor_t *world, slot_t *slot)
 
 void decode_worker_fail(decode_worker_t *self, actor_t *world, slot_t *slot, err_t error)
 {
-    header_t about = { .request = slot->request, .attempt = slot->attempt };
+    header_t about = decode_worker_about(slot);
     say_failed(world, slot->ingress, &about, error);
-    if (slot->transfer.state == TRANSFER_ANNOUNCED || slot->transfer.state == TRANSFER_PULLING) {
-        msg_t m;
-        msg_init(&m, MSG_cancel);
-        (void)decode_worker_say(world, (address_t){ ROLE_prefill_worker, slot->prefill_worker }, &m,
-                                slot);
-    }
+    if (slot->transfer.state == TRANSFER_ANNOUNCED || slot->transfer.state == TRANSFER_PULLING)
+        say_plain(world, (address_t){ ROLE_prefill_worker, slot->prefill_worker }, MSG_cancel,
+                  &about);
     decode_worker_close(self, world, slot);
 }
 
@@ -546,15 +535,6 @@ static void on_engine_ready(void *state, actor_t *world, const msg_t *m)
 
 /* ---- time ----------------------------------------------------------------------------------- */
 
-static void send_renewals(decode_worker_t *self, actor_t *world, uint32_t worker)
-{
-    msg_t m;
-    msg_init(&m, MSG_lease_renew);
-    m.lease_renew = self->renewals[worker];
-    (void)actor_send(world, (address_t){ ROLE_prefill_worker, worker }, &m);
-    self->renewals[worker].ids_hi_count = 0;
-}
-
 /* What is not here yet must stay where it is. */
 static void renew(decode_worker_t *self, actor_t *world)
 {
@@ -562,11 +542,10 @@ static void renew(decode_worker_t *self, actor_t *world)
         const slot_t *slot = &self->slots[self->order[i]];
         transfer_state_t at = slot->transfer.state;
         if (!slot->is_assigned || (at != TRANSFER_ANNOUNCED && at != TRANSFER_PULLING)) continue;
-        if (lease_batch_add(&self->renewals[slot->prefill_worker], slot->request, slot->attempt))
-            send_renewals(self, world, slot->prefill_worker);
+        header_t about = decode_worker_about(slot);
+        renewals_add(&self->renewals, world, slot->prefill_worker, &about);
     }
-    for (uint32_t i = 0; i < self->prefill_count; i++)
-        if (self->renewals[i].ids_hi_count > 0) send_renewals(self, world, i);
+    renewals_send(&self->renewals, world);
 }
 
 static void tend(decode_worker_t *self, actor_t *world, slot_t *slot, uint64_t now)

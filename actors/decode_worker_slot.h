@@ -12,6 +12,7 @@
 #include "../runtime/kv/table.h"
 #include "../runtime/kv/transfer.h"
 #include "../runtime/pool.h"
+#include "say.h"
 
 typedef struct {
     transfer_t transfer;
@@ -59,7 +60,7 @@ typedef struct {
     engine_row_t *rows; /* of the step under way */
     uint32_t row_count, retries;
     uint64_t step, step_us, retry_us, held_us;
-    msg_lease_renew_t *renewals; /* one batch per prefill worker */
+    renewals_t renewals; /* to prefill workers */
     uint32_t prefill_count;
     bool is_ready; /* the engine */
     uint64_t lease_us, heartbeat_us;
@@ -68,6 +69,9 @@ typedef struct {
 /* ---- decode_worker.c: the request's life ---------------------------------------------------- */
 
 uint32_t decode_worker_index_of(const decode_worker_t *self, const slot_t *slot);
+
+/* The request in this attempt, for say.h. */
+header_t decode_worker_about(const slot_t *slot);
 
 /* Send about this slot's request. */
 err_t decode_worker_say(actor_t *world, address_t to, msg_t *m, const slot_t *slot);

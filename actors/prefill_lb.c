@@ -24,6 +24,7 @@
 #include "../runtime/kv/prefix.h"
 #include "../runtime/kv/ring.h"
 #include "../runtime/policy/placement.h"
+#include "say.h"
 
 #define NONE BOOK_NONE
 enum {
@@ -216,27 +217,9 @@ static void drop(prefill_lb_t *self, entry_t *entry)
 
 /* ---- what we say ---------------------------------------------------------------------------- */
 
-/* A refused send is a lost message: leases, probes and `held` heal it. */
-static err_t say(actor_t *world, role_t role, uint32_t index, msg_t *m, const header_t *about)
-{
-    m->header.request = about->request;
-    m->header.attempt = about->attempt;
-    return actor_send(world, (address_t){ role, index }, m);
-}
-
-static void say_failed(actor_t *world, uint32_t ingress, const header_t *about, err_t error)
-{
-    msg_t m;
-    msg_init(&m, MSG_failed);
-    m.failed.error = (u32)error;
-    (void)say(world, ROLE_ingress, ingress, &m, about);
-}
-
 static void say_cancel(actor_t *world, uint32_t worker, const header_t *about)
 {
-    msg_t m;
-    msg_init(&m, MSG_cancel);
-    (void)say(world, ROLE_prefill_worker, worker, &m, about);
+    say_plain(world, (address_t){ ROLE_prefill_worker, worker }, MSG_cancel, about);
 }
 
 static header_t about(const entry_t *entry)
@@ -277,7 +260,7 @@ static err_t say_assign(actor_t *world, const entry_t *entry, const msg_submit_t
     assign->tokens = submit->tokens;
     assign->keys = submit->keys;
     header_t header = about(entry);
-    return say(world, ROLE_prefill_worker, worker, &m, &header);
+    return say_about(world, (address_t){ ROLE_prefill_worker, worker }, &m, &header);
 }
 
 /* ---- placing -------------------------------------------------------------------------------- */
@@ -429,7 +412,7 @@ static void on_request_probe(void *state, actor_t *world, const msg_t *m)
     msg_t answer;
     msg_init(&answer, MSG_request_held);
     answer.request_held.is_held = entry != NULL && entry->attempt == m->header.attempt;
-    (void)say(world, ROLE_ingress, m->header.from.index, &answer, &m->header);
+    (void)say_about(world, (address_t){ ROLE_ingress, m->header.from.index }, &answer, &m->header);
 }
 
 /* ---- what workers report -------------------------------------------------------------------- */

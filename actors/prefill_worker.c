@@ -75,7 +75,7 @@ static err_t init(void *state, actor_t *world)
     self->wants = actor_alloc(world, self->slot_max, sizeof *self->wants);
     self->parts = actor_alloc(world, self->slot_max, sizeof *self->parts);
     self->rows = actor_alloc(world, self->slot_max, sizeof *self->rows);
-    self->renewals = actor_alloc(world, self->decode_count, sizeof *self->renewals);
+    renewals_init(&self->renewals, world, ROLE_decode_worker, self->decode_count);
     err_t error = actor_pool_open(world, blocks);
     if (error != ERR_OK) return error;
     engine_limits_t limits = { .slots = self->slot_max,
@@ -93,26 +93,29 @@ uint32_t prefill_worker_index_of(const prefill_worker_t *self, const slot_t *slo
     return (uint32_t)(slot - self->slots);
 }
 
+header_t prefill_worker_about(const slot_t *slot)
+{
+    return (header_t){ .request = slot->request, .attempt = slot->attempt };
+}
+
 err_t prefill_worker_say(actor_t *world, address_t to, msg_t *m, const slot_t *slot)
 {
-    m->header.request = slot->request;
-    m->header.attempt = slot->attempt;
-    return actor_send(world, to, m);
+    header_t about = prefill_worker_about(slot);
+    return say_about(world, to, m, &about);
 }
 
-err_t prefill_worker_say_plain(actor_t *world, address_t to, msg_type_t type, const slot_t *slot)
+void prefill_worker_say_plain(actor_t *world, address_t to, msg_type_t type, const slot_t *slot)
 {
-    msg_t m;
-    msg_init(&m, type);
-    return prefill_worker_say(world, to, &m, slot);
+    header_t about = prefill_worker_about(slot);
+    say_plain(world, to, type, &about);
 }
 
-static void say_failed(actor_t *world, const slot_t *slot, err_t error)
+static void say_done(actor_t *world, const header_t *about, err_t error)
 {
     msg_t m;
-    msg_init(&m, MSG_failed);
-    m.failed.error = (u32)error;
-    (void)prefill_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot);
+    msg_init(&m, MSG_prefill_done);
+    m.prefill_done.error = (u32)error;
+    (void)say_about(world, prefill_lb, &m, about);
 }
 
 static void say_load(prefill_worker_t *self, actor_t *world)
@@ -173,10 +176,8 @@ void prefill_worker_try_free(prefill_worker_t *self, actor_t *world, slot_t *slo
         for (uint32_t i = 0; i < slot->block_count; i++)
             block_pool_release(&self->pool, slot->blocks[i]);
     }
-    msg_t m;
-    msg_init(&m, MSG_prefill_done);
-    m.prefill_done.error = (u32)slot->error;
-    (void)prefill_worker_say(world, prefill_lb, &m, slot);
+    header_t about = prefill_worker_about(slot);
+    say_done(world, &about, slot->error);
     slot->state = FREE;
     while (self->order[at] != index) at++; /* it is there */
     self->in_use -= 1;
@@ -186,8 +187,7 @@ void prefill_worker_try_free(prefill_worker_t *self, actor_t *world, slot_t *slo
 void prefill_worker_close(prefill_worker_t *self, actor_t *world, slot_t *slot, err_t error)
 {
     invariant(slot->state != FREE && slot->state != CLOSING);
-    if (slot->state == ASKING)
-        (void)prefill_worker_say_plain(world, kv_store, MSG_store_release, slot);
+    if (slot->state == ASKING) prefill_worker_say_plain(world, kv_store, MSG_store_release, slot);
     table_remove(&self->table, slot->request.hi, slot->request.lo);
     slot->state = CLOSING;
     slot->error = error;
@@ -197,16 +197,17 @@ void prefill_worker_close(prefill_worker_t *self, actor_t *world, slot_t *slot, 
 /* Give it up, with whatever decode has set aside for it. */
 void prefill_worker_abandon(prefill_worker_t *self, actor_t *world, slot_t *slot, err_t error)
 {
-    if (slot->is_requested) (void)prefill_worker_say_plain(world, decode_lb, MSG_cancel, slot);
+    if (slot->is_requested) prefill_worker_say_plain(world, decode_lb, MSG_cancel, slot);
     if (slot->is_opened)
-        (void)prefill_worker_say_plain(
-            world, (address_t){ ROLE_decode_worker, slot->decode_worker }, MSG_cancel, slot);
+        prefill_worker_say_plain(world, (address_t){ ROLE_decode_worker, slot->decode_worker },
+                                 MSG_cancel, slot);
     prefill_worker_close(self, world, slot, error);
 }
 
 void prefill_worker_fail(prefill_worker_t *self, actor_t *world, slot_t *slot, err_t error)
 {
-    say_failed(world, slot, error);
+    header_t about = prefill_worker_about(slot);
+    say_failed(world, slot->ingress, &about, error);
     prefill_worker_abandon(self, world, slot, error);
 }
 
@@ -254,17 +255,8 @@ static void fill(slot_t *slot, const msg_t *m, uint64_t now)
 
 static void refuse(actor_t *world, const msg_t *m, err_t error)
 {
-    msg_t answer;
-    msg_init(&answer, MSG_failed);
-    answer.header.request = m->header.request;
-    answer.header.attempt = m->header.attempt;
-    answer.failed.error = (u32)error;
-    (void)actor_send(world, (address_t){ ROLE_ingress, m->prefill_assign.ingress }, &answer);
-    msg_init(&answer, MSG_prefill_done);
-    answer.header.request = m->header.request;
-    answer.header.attempt = m->header.attempt;
-    answer.prefill_done.error = (u32)error;
-    (void)actor_send(world, prefill_lb, &answer);
+    say_failed(world, m->prefill_assign.ingress, &m->header, error);
+    say_done(world, &m->header, error);
 }
 
 static void on_prefill_assign(void *state, actor_t *world, const msg_t *m)
@@ -410,15 +402,6 @@ static void keep_lease(prefill_worker_t *self, actor_t *world, slot_t *slot, uin
         prefill_offer_request_decode(world, slot); /* the request or its answer was lost */
 }
 
-static void send_renewals(prefill_worker_t *self, actor_t *world, uint32_t worker)
-{
-    msg_t m;
-    msg_init(&m, MSG_lease_renew);
-    m.lease_renew = self->renewals[worker];
-    (void)actor_send(world, (address_t){ ROLE_decode_worker, worker }, &m);
-    self->renewals[worker].ids_hi_count = 0;
-}
-
 /* While we compute, the decode worker shall keep what it has set aside; after `prefilled` it is on
  * its own. */
 static void renew(prefill_worker_t *self, actor_t *world)
@@ -426,11 +409,10 @@ static void renew(prefill_worker_t *self, actor_t *world)
     for (uint32_t i = 0; i < self->in_use; i++) {
         const slot_t *slot = &self->slots[self->order[i]];
         if (slot->state == CLOSING || !slot->is_placed || slot->is_prefilled) continue;
-        if (lease_batch_add(&self->renewals[slot->decode_worker], slot->request, slot->attempt))
-            send_renewals(self, world, slot->decode_worker);
+        header_t about = prefill_worker_about(slot);
+        renewals_add(&self->renewals, world, slot->decode_worker, &about);
     }
-    for (uint32_t i = 0; i < self->decode_count; i++)
-        if (self->renewals[i].ids_hi_count > 0) send_renewals(self, world, i);
+    renewals_send(&self->renewals, world);
 }
 
 static void gauge(prefill_worker_t *self, actor_t *world)

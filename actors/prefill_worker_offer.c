@@ -103,11 +103,7 @@ void prefill_offer_on_decode_placed(void *state, actor_t *world, const msg_t *m)
     prefill_worker_t *self = state;
     slot_t *slot = prefill_worker_find(self, world, &m->header);
     if (slot == NULL) { /* given up meanwhile */
-        msg_t cancel;
-        msg_init(&cancel, MSG_cancel);
-        cancel.header.request = m->header.request;
-        cancel.header.attempt = m->header.attempt;
-        (void)actor_send(world, decode_lb, &cancel);
+        say_plain(world, decode_lb, MSG_cancel, &m->header);
         return;
     }
     if (!slot->is_requested || slot->is_placed ||
@@ -147,15 +143,11 @@ void prefill_offer_on_lease_renew(void *state, actor_t *world, const msg_t *m)
     for (uint32_t i = 0; lease_batch_get(&m->lease_renew, i, &header.request, &header.attempt);
          i++) {
         slot_t *slot = prefill_worker_find(self, world, &header);
-        if (slot == NULL &&
-            is_from_lb) { /* it holds a place for what is over: the cancel was lost */
-            msg_t cancel;
-            msg_init(&cancel, MSG_cancel);
-            cancel.header.request = header.request;
-            cancel.header.attempt = header.attempt;
-            (void)actor_send(world, decode_lb, &cancel);
+        if (slot == NULL) {
+            /* decode_lb still holds a place for what is over: the cancel was lost */
+            if (is_from_lb) say_plain(world, decode_lb, MSG_cancel, &header);
+            continue;
         }
-        if (slot == NULL) continue;
         bool is_from_worker = slot->is_placed && m->header.from.role == ROLE_decode_worker &&
                               m->header.from.index == slot->decode_worker;
         if (is_from_worker || (is_from_lb && !slot->is_placed))
@@ -265,7 +257,7 @@ void prefill_offer_ask_store(prefill_worker_t *self, actor_t *world, slot_t *slo
 static void begin_computing(prefill_worker_t *self, actor_t *world, slot_t *slot)
 {
     invariant(slot->state == ASKING && slot->jobs == 0);
-    (void)prefill_worker_say_plain(world, kv_store, MSG_store_release, slot);
+    prefill_worker_say_plain(world, kv_store, MSG_store_release, slot);
     uint32_t blocks = 0;
     for (uint32_t part = 0; blocks < slot->found && (slot->parts_pulled >> part & 1); part++)
         blocks += BLOCKS_PER_MESSAGE_MAX;

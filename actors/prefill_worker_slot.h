@@ -12,6 +12,7 @@
 #include "../runtime/policy/batch.h"
 #include "../runtime/policy/speed.h"
 #include "../runtime/pool.h"
+#include "say.h"
 
 typedef enum { FREE, WAITING, ASKING, COMPUTING, OFFERED, CLOSING } slot_state_t;
 
@@ -57,7 +58,7 @@ typedef struct {
     uint32_t retries;
     uint64_t step, retry_us, held_us;
     speed_t speed;
-    msg_lease_renew_t *renewals; /* one batch per decode worker */
+    renewals_t renewals; /* to decode workers */
     uint32_t decode_count;
     bool is_ready; /* the engine */
     uint64_t lease_us, heartbeat_us;
@@ -70,9 +71,12 @@ uint32_t prefill_worker_index_of(const prefill_worker_t *self, const slot_t *slo
 /* The slot of a request in just this attempt; NULL, counted, for another attempt. */
 slot_t *prefill_worker_find(prefill_worker_t *self, actor_t *world, const header_t *header);
 
+/* The request in this attempt, for say.h. */
+header_t prefill_worker_about(const slot_t *slot);
+
 /* Send about this slot's request. */
 err_t prefill_worker_say(actor_t *world, address_t to, msg_t *m, const slot_t *slot);
-err_t prefill_worker_say_plain(actor_t *world, address_t to, msg_type_t type, const slot_t *slot);
+void prefill_worker_say_plain(actor_t *world, address_t to, msg_type_t type, const slot_t *slot);
 void prefill_worker_say_progress(actor_t *world, const slot_t *slot);
 
 /* Let go of the request; its blocks come back once no step and no pool job uses them. */
