@@ -1,10 +1,11 @@
-/* actors/decode_worker.c - pulls a prompt's KV and generates, one step of all its requests at a
- * time.
+/* actors/decode_worker.c - pulls a prompt's KV and generates, a step of all its requests at a time.
  *
- *   decode_lb --decode_assign, cancel--> decode_worker --decode_done, decode_load, held-->
- * decode_lb prefill_worker --kv_open, kv_ready, prefilled, lease_renew--> | --kv_landed,
- * lease_renew--> prefill_worker kv_store <--store_offer-- | <--store_taken--      ingress
- * <--tokens, finished, failed--
+ *   decode_lb --decode_assign, cancel--> decode_worker
+ *   decode_worker --decode_done, decode_load, held--> decode_lb
+ *   prefill_worker --kv_open, kv_ready, prefilled, lease_renew--> decode_worker
+ *   decode_worker --kv_landed, lease_renew--> prefill_worker
+ *   decode_worker --store_offer--> kv_store --store_taken--> decode_worker
+ *   decode_worker --tokens, finished, failed--> ingress
  *
  * Policy: a request joins the batch with the first step after all its blocks have landed in this
  * attempt and the first token is here; its blocks, for prompt and all it may generate, were set
@@ -50,10 +51,7 @@ static err_t init(void *state, actor_t *world)
     decode_worker_t *self = state;
     const config_t *config = actor_config(world);
     uint32_t blocks = (uint32_t)config->decode.kv_blocks;
-    uint64_t context = (uint64_t)blocks * BLOCK_TOKENS; /* a longer text has no room here */
-    uint64_t allowed =
-        config->limits.context_max > 0 ? (uint64_t)config->limits.context_max : CONTEXT_MAX;
-    self->context_max = (uint32_t)(context < allowed ? context : allowed);
+    self->context_max = worker_context_max(config, blocks);
     self->batch_max = (uint32_t)config->decode.batch_max;
     self->slot_max = self->batch_max + self->batch_max / 4 +
                      4; /* those not yet assigned and the closing need some too */
@@ -351,20 +349,14 @@ static void pull(decode_worker_t *self, actor_t *world, slot_t *slot)
                   .slot = decode_worker_index_of(self, slot),
                   .first = slot->landed,
                   .count = count };
-    address_t peer = { ROLE_prefill_worker, slot->prefill_worker };
-    uint64_t id = jobs_open(&self->jobs, &job);
-    if (id == 0) return; /* tried again with the next heartbeat */
-    pool_pull_t pull = { .job = id,
-                         .peer = peer,
+    pool_pull_t pull = { .peer = { ROLE_prefill_worker, slot->prefill_worker },
                          .peer_epoch = slot->prefill_epoch,
                          .source = slot->source + slot->landed,
                          .target = slot->blocks + slot->landed,
                          .checksums = slot->checksums + slot->landed,
                          .count = count };
-    if (actor_pool_pull(world, &pull) != ERR_OK) {
-        (void)jobs_close(&self->jobs, id);
-        return;
-    }
+    if (!worker_pull(&self->jobs, world, &job, &pull))
+        return; /* tried again with the next heartbeat */
     slot->is_pulling = true;
     slot->jobs += 1;
 }

@@ -4,15 +4,12 @@
 #define ACTORS_DECODE_WORKER_SLOT_H
 
 #include "../runtime/engine.h"
-#include "../runtime/kv/block.h"
-#include "../runtime/kv/job.h"
 #include "../runtime/kv/key.h"
 #include "../runtime/kv/lease.h"
-#include "../runtime/kv/offer.h"
 #include "../runtime/kv/table.h"
 #include "../runtime/kv/transfer.h"
-#include "../runtime/pool.h"
 #include "say.h"
+#include "worker.h"
 
 typedef struct {
     transfer_t transfer;
@@ -58,8 +55,9 @@ typedef struct {
     jobs_t jobs;
     key_maker_t *key_maker;
     engine_row_t *rows; /* of the step under way */
-    uint32_t row_count, retries;
-    uint64_t step, step_us, retry_us, held_us;
+    uint32_t row_count;
+    worker_retry_t retry;
+    uint64_t step, step_us, held_us;
     renewals_t renewals; /* to prefill workers */
     uint32_t prefill_count;
     bool is_ready; /* the engine */

@@ -10,7 +10,7 @@
 
 #include "decode_worker_slot.h"
 
-enum { STEP_RETRIES_MAX = 8, STEP_SHARE = 8 };
+enum { STEP_SHARE = 8 };
 
 static const address_t kv_store = { ROLE_kv_store, 0 };
 
@@ -70,12 +70,8 @@ static void store_full(decode_worker_t *self, actor_t *world, slot_t *slot)
                   .slot = decode_worker_index_of(self, slot),
                   .first = slot->stored,
                   .count = count };
-    uint64_t id = jobs_open(&self->jobs, &job);
-    if (id == 0) return; /* tried again with the next step */
-    if (actor_pool_checksum(world, id, slot->blocks + slot->stored, count) != ERR_OK) {
-        (void)jobs_close(&self->jobs, id);
-        return;
-    }
+    if (!worker_seal(&self->jobs, world, &job, slot->blocks + slot->stored))
+        return; /* tried again with the next step */
     slot->is_sealing = true;
     slot->jobs += 1;
 }
@@ -83,23 +79,15 @@ static void store_full(decode_worker_t *self, actor_t *world, slot_t *slot)
 static void offer_blocks(decode_worker_t *self, actor_t *world, slot_t *slot, const job_t *job,
                          const uint64_t *checksums)
 {
-    const uint32_t *blocks = slot->blocks + job->first;
-    const offer_t *offer = offers_open(&self->offers, &self->pool, blocks, job->count);
-    if (offer == NULL) return;
-    slot->offer = offer->id;
-    offers_bind(&self->offers, offer->id, job->slot, actor_now_us(world) + self->lease_us);
-    msg_t m;
-    msg_init(&m, MSG_store_offer);
-    msg_store_offer_t *out = &m.store_offer;
-    size_t key_bytes = (size_t)job->count * KEY_BYTES;
-    out->offer = offer->id;
-    out->blocks_count = out->checksums_count = job->count;
-    memcpy(out->blocks, blocks, job->count * sizeof *blocks);
-    memcpy(out->checksums, checksums, job->count * sizeof *checksums);
-    out->keys = (bytes_t){ slot->keys + job->first, key_bytes };
-    out->parents = (bytes_t){ slot->keys + job->first - 1, key_bytes };
-    if (decode_worker_say(world, kv_store, &m, slot) != ERR_OK)
-        (void)offers_close(&self->offers, &self->pool, offer->id);
+    worker_offer_t offer = { .about = decode_worker_about(slot),
+                             .owner = job->slot,
+                             .count = job->count,
+                             .until_us = actor_now_us(world) + self->lease_us,
+                             .blocks = slot->blocks + job->first,
+                             .checksums = checksums,
+                             .keys = slot->keys + job->first,
+                             .parents = slot->keys + job->first - 1 };
+    slot->offer = worker_offer(&self->offers, &self->pool, world, &offer);
 }
 
 void decode_stream_sealed(decode_worker_t *self, actor_t *world, slot_t *slot, const job_t *job,
@@ -180,13 +168,8 @@ static bool say_finished(actor_t *world, slot_t *slot)
 
 static bool is_end_token(const actor_t *world, const slot_t *slot, uint32_t token)
 {
-    const uint32_t *end_ids;
-    uint32_t end_count = actor_engine_end_tokens(world, &end_ids);
-    for (uint32_t i = 0; i < end_count && !slot->is_end_ignored; i++)
-        if (end_ids[i] == token) return true;
-    for (uint32_t i = 0; i < slot->stop_ids_count; i++)
-        if (slot->stop_ids[i] == token) return true;
-    return false;
+    worker_ends_t ends = { slot->is_end_ignored, slot->stop_ids, slot->stop_ids_count };
+    return worker_is_end(world, &ends, token);
 }
 
 static void end_text(decode_worker_t *self, actor_t *world, slot_t *slot, finish_t reason)
@@ -239,7 +222,7 @@ void decode_stream_tend(decode_worker_t *self, actor_t *world, slot_t *slot)
 
 void decode_stream_step(decode_worker_t *self, actor_t *world)
 {
-    if (self->row_count > 0 || !self->is_ready || actor_now_us(world) < self->retry_us) return;
+    if (self->row_count > 0 || !self->is_ready || actor_now_us(world) < self->retry.at_us) return;
     uint32_t count = 0;
     for (uint32_t i = 0; i < self->in_use && count < self->batch_max; i++) {
         const slot_t *slot = &self->slots[self->order[i]];
@@ -260,10 +243,7 @@ void decode_stream_step(decode_worker_t *self, actor_t *world)
  * bound its requests fail and go on elsewhere. */
 static void on_step_failed(decode_worker_t *self, actor_t *world, err_t error)
 {
-    actor_count(world, METRIC_step_errors_total, 1);
-    self->retry_us = actor_now_us(world) + self->heartbeat_us;
-    bool is_over = error != ERR_EP_PEER || self->retries++ >= STEP_RETRIES_MAX;
-    if (is_over) self->retries = 0;
+    bool is_over = worker_step_failed(&self->retry, world, error);
     for (uint32_t i = 0; i < self->row_count; i++) {
         slot_t *slot = &self->slots[self->rows[i].slot];
         slot->is_in_step = false;
@@ -296,7 +276,7 @@ void decode_stream_on_engine_done(void *state, actor_t *world, const msg_t *m)
         self->row_count = 0;
         return;
     }
-    self->retries = 0;
+    self->retry.count = 0;
     take_results(self, world, done->results);
     for (uint32_t i = 0; i < self->row_count; i++) {
         slot_t *slot = &self->slots[self->rows[i].slot];

@@ -1,19 +1,22 @@
-/* actors/prefill_worker.c - computes prompts in chunks and offers their KV to decode and to the
- * store.
+/* actors/prefill_worker.c - computes prompts in chunks, offers their KV to decode and to the store.
  *
- *   prefill_lb --prefill_assign, cancel--> prefill_worker --prefill_progress, prefill_done,
- * prefill_load, held--> kv_store <--store_ask, store_release, store_offer--  |  <--store_found,
- * store_taken-- decode_lb <--decode_request, cancel--                |  <--decode_placed,
- * lease_renew-- decode_worker <--kv_open, kv_ready, prefilled, lease_renew--  |  <--kv_landed,
- * lease_renew-- ingress <--tokens (the first), prompt_logprobs, finished, failed--
+ *   prefill_lb --prefill_assign, cancel--> prefill_worker
+ *   prefill_worker --prefill_progress, prefill_done, prefill_load, held--> prefill_lb
+ *   prefill_worker --store_ask, store_release, store_offer--> kv_store
+ *   kv_store --store_found, store_taken--> prefill_worker
+ *   prefill_worker --decode_request, cancel--> decode_lb
+ *   decode_lb --decode_placed, lease_renew--> prefill_worker
+ *   prefill_worker --kv_open, kv_ready, prefilled, lease_renew--> decode_worker
+ *   decode_worker --kv_landed, lease_renew--> prefill_worker
+ *   prefill_worker --tokens (the first), prompt_logprobs, finished, failed--> ingress
  *
  * Policy: blocks for the whole prompt are set aside before it begins, in order of arrival; chunks
  * are shared by all prompts, first come, first served.  What the store has is pulled, but for the
  * last block: the last token is always computed, for it gives the logits.  Room for decoding is
  * asked for at the start, so that the decode worker pulls while we compute.
  *
- *   FREE -> WAITING (for blocks) -> ASKING (the store) -> COMPUTING -> OFFERED (to decode) ->
- * CLOSING -> FREE
+ *   FREE -> WAITING (for blocks) -> ASKING (the store) -> COMPUTING
+ *        -> OFFERED (to decode) -> CLOSING -> FREE
  *
  * CLOSING: nobody is interested any more, but a step or a pool job still uses the blocks.
  */
@@ -56,10 +59,7 @@ static err_t init(void *state, actor_t *world)
     prefill_worker_t *self = state;
     const config_t *config = actor_config(world);
     uint32_t blocks = (uint32_t)config->prefill.kv_blocks;
-    uint64_t context = (uint64_t)blocks * BLOCK_TOKENS; /* a longer prompt has no room here */
-    uint64_t allowed =
-        config->limits.context_max > 0 ? (uint64_t)config->limits.context_max : CONTEXT_MAX;
-    self->context_max = (uint32_t)(context < allowed ? context : allowed);
+    self->context_max = worker_context_max(config, blocks);
     self->requests_max = (uint32_t)config->prefill.requests_max;
     self->slot_max =
         self->requests_max + self->requests_max / 8 + 2; /* the closing ones need some too */

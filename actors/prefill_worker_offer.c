@@ -165,26 +165,21 @@ static void store_sealed(prefill_worker_t *self, actor_t *world, slot_t *slot)
         uint32_t first = slot->stored, count = end - first;
         if (count > BLOCKS_PER_MESSAGE_MAX) count = BLOCKS_PER_MESSAGE_MAX;
         slot->stored += count; /* it is only a cache: what is refused now is not offered again */
-        const offer_t *offer = offers_open(&self->offers, &self->pool, slot->blocks + first, count);
-        if (offer == NULL) return;
-        offers_bind(&self->offers, offer->id, prefill_worker_index_of(self, slot),
-                    actor_now_us(world) + self->lease_us);
+        if (self->offers.count == self->offers.capacity) return; /* the rest: when more is sealed */
         const uint8_t *keys = slot->assign.keys.data;
         uint8_t parents[BLOCKS_PER_MESSAGE_MAX * KEY_BYTES] = { 0 };
         if (first > 0) memcpy(parents, keys + (size_t)(first - 1) * KEY_BYTES, KEY_BYTES);
         memcpy(parents + KEY_BYTES, keys + (size_t)first * KEY_BYTES,
                (size_t)(count - 1) * KEY_BYTES);
-        msg_t m;
-        msg_init(&m, MSG_store_offer);
-        m.store_offer.offer = offer->id;
-        m.store_offer.blocks_count = m.store_offer.checksums_count = count;
-        memcpy(m.store_offer.blocks, slot->blocks + first, count * sizeof *slot->blocks);
-        memcpy(m.store_offer.checksums, slot->checksums + first, count * sizeof *slot->checksums);
-        m.store_offer.keys =
-            (bytes_t){ keys + (size_t)first * KEY_BYTES, (size_t)count * KEY_BYTES };
-        m.store_offer.parents = (bytes_t){ parents, (size_t)count * KEY_BYTES };
-        if (prefill_worker_say(world, kv_store, &m, slot) != ERR_OK)
-            (void)offers_close(&self->offers, &self->pool, offer->id);
+        worker_offer_t offer = { .about = prefill_worker_about(slot),
+                                 .owner = prefill_worker_index_of(self, slot),
+                                 .count = count,
+                                 .until_us = actor_now_us(world) + self->lease_us,
+                                 .blocks = slot->blocks + first,
+                                 .checksums = slot->checksums + first,
+                                 .keys = keys + (size_t)first * KEY_BYTES,
+                                 .parents = parents };
+        (void)worker_offer(&self->offers, &self->pool, world, &offer);
     }
 }
 
@@ -202,12 +197,8 @@ void prefill_offer_seal(prefill_worker_t *self, actor_t *world, slot_t *slot)
                   .slot = prefill_worker_index_of(self, slot),
                   .first = slot->sealed,
                   .count = count };
-    uint64_t id = jobs_open(&self->jobs, &job);
-    if (id == 0) return; /* tried again with the next completion or heartbeat */
-    if (actor_pool_checksum(world, id, slot->blocks + slot->sealed, count) != ERR_OK) {
-        (void)jobs_close(&self->jobs, id);
-        return;
-    }
+    if (!worker_seal(&self->jobs, world, &job, slot->blocks + slot->sealed))
+        return; /* tried again with the next completion or heartbeat */
     slot->is_sealing = true;
     slot->jobs += 1;
 }
@@ -299,19 +290,13 @@ static bool pull_part(prefill_worker_t *self, actor_t *world, slot_t *slot, cons
                   .slot = prefill_worker_index_of(self, slot),
                   .first = found->first_block,
                   .count = found->blocks_count };
-    uint64_t id = jobs_open(&self->jobs, &job);
-    if (id == 0) return false;
-    pool_pull_t pull = { .job = id,
-                         .peer = m->header.from,
+    pool_pull_t pull = { .peer = m->header.from,
                          .peer_epoch = m->header.epoch,
                          .source = found->blocks,
                          .target = slot->blocks + found->first_block,
                          .checksums = found->checksums,
                          .count = found->blocks_count };
-    if (actor_pool_pull(world, &pull) != ERR_OK) {
-        (void)jobs_close(&self->jobs, id);
-        return false;
-    }
+    if (!worker_pull(&self->jobs, world, &job, &pull)) return false;
     memcpy(slot->checksums + job.first, found->checksums, job.count * sizeof *slot->checksums);
     slot->jobs += 1;
     return true;

@@ -4,15 +4,13 @@
 #define ACTORS_PREFILL_WORKER_SLOT_H
 
 #include "../runtime/engine.h"
-#include "../runtime/kv/job.h"
 #include "../runtime/kv/key.h"
 #include "../runtime/kv/lease.h"
-#include "../runtime/kv/offer.h"
 #include "../runtime/kv/table.h"
 #include "../runtime/policy/batch.h"
 #include "../runtime/policy/speed.h"
-#include "../runtime/pool.h"
 #include "say.h"
+#include "worker.h"
 
 typedef enum { FREE, WAITING, ASKING, COMPUTING, OFFERED, CLOSING } slot_state_t;
 
@@ -55,8 +53,8 @@ typedef struct {
     batch_part_t *parts; /* of the step under way */
     engine_row_t *rows;
     uint32_t part_count; /* 0: no step under way */
-    uint32_t retries;
-    uint64_t step, retry_us, held_us;
+    worker_retry_t retry;
+    uint64_t step, held_us;
     speed_t speed;
     renewals_t renewals; /* to decode workers */
     uint32_t decode_count;

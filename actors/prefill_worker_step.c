@@ -10,13 +10,12 @@
 #include "prefill_worker_slot.h"
 
 #define NONE UINT32_MAX
-enum { STEP_RETRIES_MAX = 8 };
 
 /* ---- steps ---------------------------------------------------------------------------------- */
 
 void prefill_step_submit(prefill_worker_t *self, actor_t *world)
 {
-    if (self->part_count > 0 || !self->is_ready || actor_now_us(world) < self->retry_us) return;
+    if (self->part_count > 0 || !self->is_ready || actor_now_us(world) < self->retry.at_us) return;
     uint32_t want_count = 0;
     for (uint32_t i = 0; i < self->in_use; i++) {
         const slot_t *slot = &self->slots[self->order[i]];
@@ -63,13 +62,10 @@ static bool tell_first(prefill_worker_t *self, actor_t *world, slot_t *slot)
 
 static bool ends_text(const actor_t *world, const slot_t *slot)
 {
-    const uint32_t *end_ids;
-    uint32_t end_count = actor_engine_end_tokens(world, &end_ids);
-    for (uint32_t i = 0; i < end_count && !slot->assign.sampling.ignore_eos; i++)
-        if (end_ids[i] == slot->first.token) return true;
-    for (uint32_t i = 0; i < slot->assign.stop_ids_count; i++)
-        if (slot->assign.stop_ids[i] == slot->first.token) return true;
-    return false;
+    const msg_prefill_assign_t *assign = &slot->assign;
+    worker_ends_t ends = { assign->sampling.ignore_eos != 0, assign->stop_ids,
+                           assign->stop_ids_count };
+    return worker_is_end(world, &ends, slot->first.token);
 }
 
 /* The prompt is computed: on to decode, or to the end. */
@@ -153,10 +149,7 @@ static void take_results(prefill_worker_t *self, actor_t *world, bytes_t results
  * bound its requests fail. */
 static void on_step_failed(prefill_worker_t *self, actor_t *world, err_t error)
 {
-    actor_count(world, METRIC_step_errors_total, 1);
-    self->retry_us = actor_now_us(world) + self->heartbeat_us;
-    bool is_over = error != ERR_EP_PEER || self->retries++ >= STEP_RETRIES_MAX;
-    if (is_over) self->retries = 0;
+    bool is_over = worker_step_failed(&self->retry, world, error);
     for (uint32_t i = 0; i < self->part_count; i++) {
         slot_t *slot = &self->slots[self->parts[i].slot];
         slot->is_in_step = false;
@@ -176,7 +169,7 @@ void prefill_step_on_engine_done(void *state, actor_t *world, const msg_t *m)
         return;
     }
     uint64_t tokens = 0, pairs = 0;
-    self->retries = 0;
+    self->retry.count = 0;
     take_results(self, world, done->results);
     for (uint32_t i = 0; i < self->part_count; i++) {
         const batch_part_t *part = &self->parts[i];
