@@ -1,10 +1,9 @@
-/* actors/decode_lb.c - chooses the decode worker for each prompt, early, so that the pull overlaps
- * the prefill.
+/* actors/decode_lb.c - chooses the decode worker for each prompt, early: the pull overlaps prefill.
  *
- *   prefill_worker --decode_request--> decode_lb --decode_assign--> decode_worker
- *   prefill_worker <--decode_placed---    |      <--decode_done, decode_load, held--
- *   prefill_worker <--lease_renew-----    |      --failed, request_held--> ingress --cancel,
- * request_probe-->
+ *   prefill_worker --decode_request--> decode_lb --decode_placed, lease_renew--> prefill_worker
+ *   decode_lb --decode_assign, cancel--> decode_worker
+ *   decode_worker --decode_done, decode_load, held--> decode_lb
+ *   ingress --cancel, request_probe--> decode_lb --failed, request_held--> ingress
  *
  * Policy: of the workers with room for the whole request, prompt and all it may generate, the one
  * whose fuller resource is least full afterwards; strictly in order of arrival.  Decode therefore

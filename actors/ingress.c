@@ -1,10 +1,10 @@
-/* actors/ingress.c - owns each request: admits it, streams its tokens, brings it to its one
- * terminal event.
+/* actors/ingress.c - owns each request: admits it, streams its tokens, brings it to its one end.
  *
- *   HTTP, client ---request--> ingress --submit, cancel--> prefill_lb --...--> workers
- *   HTTP, client <--answer----    | <--tokens, finished, failed-- prefill_worker, decode_worker,
- * balancers
- *                                 +---request_probe--> both balancers --request_held--> ingress
+ *   HTTP, client --request--> ingress --answer--> HTTP, client
+ *   ingress --submit, cancel, request_probe--> prefill_lb
+ *   ingress --cancel, request_probe--> decode_lb
+ *   prefill_lb, decode_lb --request_held, failed--> ingress
+ *   prefill_worker, decode_worker --tokens, finished, failed--> ingress
  *
  * Everything else may die in between: ingress holds the prompt and every token it accepted, and
  * submits them again as the next attempt, with the same seed.  It takes exactly the next index of

@@ -1,9 +1,8 @@
 /* actors/kv_store.c - keeps KV blocks in memory for prompts to come.
  *
- *   prefill_worker, decode_worker --store_offer--> kv_store --(pull)--> --store_taken--> who
- * offered prefill_worker --store_ask, store_release-->      |     --store_found--> prefill_worker
- *   prefill_lb --prefix_sync-->                       |     --prefix_added, prefix_removed-->
- * prefill_lb
+ *   prefill_worker, decode_worker --store_offer--> kv_store --store_taken--> who offered
+ *   prefill_worker --store_ask, store_release--> kv_store --store_found--> prefill_worker
+ *   prefill_lb --prefix_sync--> kv_store --prefix_added, prefix_removed--> prefill_lb
  *
  * Policy: least recently used first out, children before parents, never while leased.  Offers are
  * pulled one after the other, so that a block's parent is known to be here, verified, when the

@@ -1,9 +1,9 @@
 /* actors/prefill_lb.c - chooses the prefill worker for each prompt.
  *
- *   ingress --submit, cancel, request_probe--> prefill_lb --prefill_assign, cancel-->
- * prefill_worker ingress <--failed, request_held-----------     |      <--prefill_progress,
- * prefill_done, prefill_load, held-- kv_store --prefix_added, prefix_removed-->     |
- * --prefix_sync--> kv_store
+ *   ingress --submit, cancel, request_probe--> prefill_lb --failed, request_held--> ingress
+ *   prefill_lb --prefill_assign, cancel--> prefill_worker
+ *   prefill_worker --prefill_progress, prefill_done, prefill_load, held--> prefill_lb
+ *   kv_store --prefix_added, prefix_removed--> prefill_lb --prefix_sync--> kv_store
  *
  * Policy: of the workers with room, the one that would be done first: what waits there plus what of
  * this prompt no cache holds, in tokens and in query-key pairs of core attention, each with the
@@ -11,8 +11,7 @@
  * queue holds the prompts, past it OVERLOAD.
  *
  * We alone keep the ledger of prefill work.  It heals itself: a worker says again and again what it
- * holds
- * (`held`), and what nobody speaks of for a lease is dropped, so that no lost message leaks a
+ * holds (`held`), and what nobody speaks of for a lease is dropped, so that no lost message leaks a
  * place.
  */
 #include "prefill_lb.h"
