@@ -14,9 +14,7 @@
 
 enum { CONFIG_BYTES_MAX = 1 << 20, SCALE_BLOCK = 128, PATH_BYTES = 4352 };
 
-/* "the key KEY is FOUND; allowed: ALLOWED" is the form of every refusal. */
-__attribute__((format(printf, 2, 3))) static err_t refuse(error_text_t *why, const char *format,
-                                                          ...)
+err_t model_refuse(error_text_t *why, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -97,12 +95,12 @@ static err_t read_integer(uint32_t *out, const cJSON *root, const integer_key_t 
         return ERR_OK;
     }
     if (!item)
-        return refuse(why, "%s is missing; allowed: an integer from %u to %u", key->key, key->least,
-                      key->most);
+        return model_refuse(why, "%s is missing; allowed: an integer from %u to %u", key->key,
+                            key->least, key->most);
     if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble) ||
         item->valuedouble < key->least || item->valuedouble > key->most)
-        return refuse(why, "%s is %s; allowed: an integer from %u to %u", key->key,
-                      show(item, shown, sizeof shown), key->least, key->most);
+        return model_refuse(why, "%s is %s; allowed: an integer from %u to %u", key->key,
+                            show(item, shown, sizeof shown), key->least, key->most);
     *out = (uint32_t)item->valuedouble;
     return ERR_OK;
 }
@@ -134,8 +132,8 @@ static err_t read_number(float *out, const cJSON *object, number_key_t key, erro
     }
     if (!cJSON_IsNumber(item) || !(item->valuedouble >= key.least) ||
         !(item->valuedouble <= key.most))
-        return refuse(why, "%s is %s; allowed: a number from %g to %g", key.key,
-                      show(item, shown, sizeof shown), key.least, key.most);
+        return model_refuse(why, "%s is %s; allowed: a number from %g to %g", key.key,
+                            show(item, shown, sizeof shown), key.least, key.most);
     *out = (float)item->valuedouble;
     return ERR_OK;
 }
@@ -148,8 +146,8 @@ static err_t read_bool(int *out, const cJSON *object, const char *key, int fallb
     *out = fallback;
     if (!item) return ERR_OK;
     if (!cJSON_IsBool(item))
-        return refuse(why, "%s is %s; allowed: true or false", key,
-                      show(item, shown, sizeof shown));
+        return model_refuse(why, "%s is %s; allowed: true or false", key,
+                            show(item, shown, sizeof shown));
     *out = cJSON_IsTrue(item);
     return ERR_OK;
 }
@@ -170,7 +168,8 @@ static err_t read_choice(int *out, const cJSON *object, const char *key, const c
         size_t used = strlen(allowed);
         snprintf(allowed + used, sizeof allowed - used, "%s%s", i ? ", " : "", words[i]);
     }
-    return refuse(why, "%s is %s; allowed: %s", key, show(item, shown, sizeof shown), allowed);
+    return model_refuse(why, "%s is %s; allowed: %s", key, show(item, shown, sizeof shown),
+                        allowed);
 }
 
 /* The architecture has no other form of these; a config that asks for one is another architecture.
@@ -186,13 +185,13 @@ static err_t check_fixed(const model_config_t *self, const cJSON *root, error_te
     uint32_t ignored;
     err_t error = read_choice(&choice, root, "hidden_act", activations, 0, why);
     if (!error) error = read_bool(&has_bias, root, "attention_bias", 0, why);
-    if (!error && has_bias) error = refuse(why, "attention_bias is true; allowed: false");
+    if (!error && has_bias) error = model_refuse(why, "attention_bias is true; allowed: false");
     if (!error) error = read_integer(&ignored, root, &frequency, why);
     if (!error) error = read_integer(&ignored, root, &kv_heads, why);
     const cJSON *index = find(root, "index_topk");
     if (!error && index)
-        error = refuse(why, "index_topk is %s (sparse attention); allowed: models without it",
-                       show(index, shown, sizeof shown));
+        error = model_refuse(why, "index_topk is %s (sparse attention); allowed: models without it",
+                             show(index, shown, sizeof shown));
     return error;
 }
 
@@ -211,14 +210,14 @@ static err_t read_groups(model_config_t *self, const cJSON *root, int method, er
     if (error) return error;
     if (method == METHOD_GREEDY) gate->groups = gate->top_groups = 1;
     if (gate->experts % gate->groups)
-        return refuse(why, "n_group is %u with %u experts; allowed: a divisor", gate->groups,
-                      gate->experts);
+        return model_refuse(why, "n_group is %u with %u experts; allowed: a divisor", gate->groups,
+                            gate->experts);
     if (gate->top_groups > gate->groups)
-        return refuse(why, "topk_group is %u; allowed: 1 to n_group, %u", gate->top_groups,
-                      gate->groups);
+        return model_refuse(why, "topk_group is %u; allowed: 1 to n_group, %u", gate->top_groups,
+                            gate->groups);
     uint32_t eligible = gate->experts / gate->groups * gate->top_groups;
     if (gate->top_k > eligible)
-        return refuse(
+        return model_refuse(
             why, "num_experts_per_tok is %u; allowed: 1 to %u, the experts of topk_group groups",
             gate->top_k, eligible);
     return ERR_OK;
@@ -271,8 +270,8 @@ static err_t read_yarn(model_config_t *self, const cJSON *scaling, error_text_t 
         if (error) return error;
     }
     if (self->beta_fast < self->beta_slow)
-        return refuse(why, "beta_fast is %g; allowed: at least beta_slow, %g",
-                      (double)self->beta_fast, (double)self->beta_slow);
+        return model_refuse(why, "beta_fast is %g; allowed: at least beta_slow, %g",
+                            (double)self->beta_fast, (double)self->beta_slow);
     return read_integer(&self->rope_original_context, scaling, &original, why);
 }
 
@@ -292,12 +291,12 @@ static err_t read_rope(model_config_t *self, const cJSON *root, error_text_t *wh
     const cJSON *scaling = find(root, "rope_scaling");
     if (!scaling) return ERR_OK;
     if (!cJSON_IsObject(scaling))
-        return refuse(why, "rope_scaling is %s; allowed: null or an object with type yarn",
-                      show(scaling, shown, sizeof shown));
+        return model_refuse(why, "rope_scaling is %s; allowed: null or an object with type yarn",
+                            show(scaling, shown, sizeof shown));
     const char *key = find(scaling, "rope_type") ? "rope_type" : "type";
     int type;
     if (!find(scaling, key))
-        return refuse(why, "rope_scaling has no type; allowed: type yarn or default");
+        return model_refuse(why, "rope_scaling has no type; allowed: type yarn or default");
     error = read_choice(&type, scaling, key, types, 0, why);
     if (error || type == 1) return error;
     error = read_yarn(self, scaling, why);
@@ -329,17 +328,17 @@ static err_t read_quantisation(model_config_t *self, const cJSON *root, error_te
     int ignored;
     if (!quantisation) return ERR_OK;
     if (!cJSON_IsObject(quantisation) || !find(quantisation, "quant_method"))
-        return refuse(why, "quantization_config has no quant_method; allowed: fp8");
+        return model_refuse(why, "quantization_config has no quant_method; allowed: fp8");
     err_t error = read_choice(&ignored, quantisation, "quant_method", methods, 0, why);
     if (!error) error = read_choice(&ignored, quantisation, "fmt", formats, 0, why);
     if (!error) error = read_choice(&ignored, quantisation, "activation_scheme", schemes, 0, why);
     if (!error) error = read_choice(&ignored, quantisation, "scale_fmt", scales, 0, why);
     if (error) return error;
     const cJSON *block = find(quantisation, "weight_block_size");
-    if (!block) return refuse(why, "weight_block_size is missing; allowed: [128,128]");
+    if (!block) return model_refuse(why, "weight_block_size is missing; allowed: [128,128]");
     if (!is_block(block))
-        return refuse(why, "weight_block_size is %s; allowed: [128,128]",
-                      show(block, shown, sizeof shown));
+        return model_refuse(why, "weight_block_size is %s; allowed: [128,128]",
+                            show(block, shown, sizeof shown));
     self->is_fp8 = 1;
     return ERR_OK;
 }
@@ -349,13 +348,13 @@ static err_t add_end_token(model_config_t *self, const cJSON *item, error_text_t
     char shown[SHOWN_BYTES];
     if (!cJSON_IsNumber(item) || item->valuedouble < 0 || item->valuedouble >= self->vocab ||
         item->valuedouble != floor(item->valuedouble))
-        return refuse(why, "eos_token_id has %s; allowed: token ids below vocab_size, %u",
-                      show(item, shown, sizeof shown), self->vocab);
+        return model_refuse(why, "eos_token_id has %s; allowed: token ids below vocab_size, %u",
+                            show(item, shown, sizeof shown), self->vocab);
     uint32_t id = (uint32_t)item->valuedouble;
     for (uint32_t i = 0; i < self->end_token_count; i++)
         if (self->end_tokens[i] == id) return ERR_OK;
     if (self->end_token_count == STOP_IDS_MAX)
-        return refuse(why, "eos_token_id has more ids; allowed: at most %d", STOP_IDS_MAX);
+        return model_refuse(why, "eos_token_id has more ids; allowed: at most %d", STOP_IDS_MAX);
     self->end_tokens[self->end_token_count++] = id;
     return ERR_OK;
 }
@@ -377,16 +376,17 @@ static err_t read_end_tokens(model_config_t *self, const cJSON *root, error_text
 
 static err_t check_whole(const model_config_t *self, error_text_t *why)
 {
-    if (self->rope % 2) return refuse(why, "qk_rope_head_dim is %u; allowed: even", self->rope);
+    if (self->rope % 2)
+        return model_refuse(why, "qk_rope_head_dim is %u; allowed: even", self->rope);
     if (self->dense_layers > self->layers)
-        return refuse(why, "first_k_dense_replace is %u; allowed: 0 to num_hidden_layers, %u",
-                      self->dense_layers, self->layers);
+        return model_refuse(why, "first_k_dense_replace is %u; allowed: 0 to num_hidden_layers, %u",
+                            self->dense_layers, self->layers);
     if (self->begin_token >= self->vocab)
-        return refuse(why, "bos_token_id is %u; allowed: below vocab_size, %u", self->begin_token,
-                      self->vocab);
+        return model_refuse(why, "bos_token_id is %u; allowed: below vocab_size, %u",
+                            self->begin_token, self->vocab);
     if (self->is_fp8 &&
         (self->dense_intermediate % SCALE_BLOCK || self->expert_intermediate % SCALE_BLOCK))
-        return refuse(
+        return model_refuse(
             why,
             "intermediate_size %u and moe_intermediate_size %u with fp8 weights; allowed: "
             "multiples of %d, since gate and up share blocks of scales",
@@ -398,7 +398,8 @@ static err_t read_type(model_config_t *self, const cJSON *root, int *type, error
 {
     static const char *const types[] = { "deepseek_v3", "kimi_k2", "deepseek_v2", NULL };
     if (!find(root, "model_type"))
-        return refuse(why, "model_type is missing; allowed: deepseek_v3, kimi_k2, deepseek_v2");
+        return model_refuse(why,
+                            "model_type is missing; allowed: deepseek_v3, kimi_k2, deepseek_v2");
     err_t error = read_choice(type, root, "model_type", types, 0, why);
     if (!error) snprintf(self->model_type, sizeof self->model_type, "%s", types[*type]);
     return error;
@@ -407,7 +408,7 @@ static err_t read_type(model_config_t *self, const cJSON *root, int *type, error
 static err_t read_root(model_config_t *self, const cJSON *root, error_text_t *why)
 {
     int type;
-    if (!cJSON_IsObject(root)) return refuse(why, "config.json is no JSON object");
+    if (!cJSON_IsObject(root)) return model_refuse(why, "config.json is no JSON object");
     memset(self, 0, sizeof *self);
     err_t error = read_type(self, root, &type, why);
     const number_key_t epsilon = { "rms_norm_eps", 0.0, 1.0, 1e-6 };
@@ -427,9 +428,9 @@ err_t model_config_parse(model_config_t *self, const char *json, size_t size, er
 {
     model_config_t parsed;
     if (size > CONFIG_BYTES_MAX)
-        return refuse(why, "config.json has %zu bytes; allowed: %d", size, CONFIG_BYTES_MAX);
+        return model_refuse(why, "config.json has %zu bytes; allowed: %d", size, CONFIG_BYTES_MAX);
     cJSON *root = cJSON_ParseWithLength(json, size);
-    if (!root) return refuse(why, "config.json is not JSON");
+    if (!root) return model_refuse(why, "config.json is not JSON");
     err_t error = read_root(&parsed, root, why);
     cJSON_Delete(root);
     if (!error) *self = parsed;
@@ -461,8 +462,8 @@ static err_t read_generation(model_config_t *self, const char *dir, error_text_t
     if (!bytes) return ERR_OK;
     cJSON *root = cJSON_ParseWithLength(bytes, size);
     free(bytes);
-    err_t error =
-        root ? read_end_tokens(self, root, why) : refuse(why, "generation_config.json is not JSON");
+    err_t error = root ? read_end_tokens(self, root, why)
+                       : model_refuse(why, "generation_config.json is not JSON");
     cJSON_Delete(root);
     return error;
 }
@@ -482,7 +483,7 @@ err_t model_config_read(model_config_t *self, const char *dir, error_text_t *why
     model_config_t parsed;
     snprintf(path, sizeof path, "%s/config.json", dir);
     char *bytes = read_file(path, &size);
-    if (!bytes) return refuse(why, "%.300s: %s", path, strerror(errno));
+    if (!bytes) return model_refuse(why, "%.300s: %s", path, strerror(errno));
     err_t error = model_config_parse(&parsed, bytes, size, why);
     free(bytes);
     if (!error) error = read_generation(&parsed, dir, why);

@@ -17,6 +17,10 @@ typedef struct {
     char text[ERROR_TEXT_MAX];
 } error_text_t;
 
+/* Write down why a checkpoint is refused, "KEY is FOUND; allowed: ALLOWED"; returns ERR_MODEL. */
+err_t model_refuse(error_text_t *why, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
 typedef struct {
     char model_type[32];
     uint32_t vocab, hidden, layers, dense_layers; /* dense_layers: the first that have no experts */

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,16 +41,6 @@ struct safetensors {
     entry_t *entries; /* sorted by name once all shards are read */
     size_t count, capacity;
 };
-
-__attribute__((format(printf, 2, 3))) static err_t refuse(error_text_t *why, const char *format,
-                                                          ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(why->text, sizeof why->text, format, arguments);
-    va_end(arguments);
-    return ERR_MODEL;
-}
 
 /* ---- one header ---- */
 
@@ -90,15 +79,15 @@ static err_t read_shape(entry_t *entry, const cJSON *shape, uint64_t *elements, 
     safetensor_t *tensor = &entry->tensor;
     const cJSON *item;
     *elements = 1;
-    if (!cJSON_IsArray(shape)) return refuse(why, "%.200s: shape is no list", tensor->name);
+    if (!cJSON_IsArray(shape)) return model_refuse(why, "%.200s: shape is no list", tensor->name);
     cJSON_ArrayForEach(item, shape)
     {
         uint64_t dim;
         if (tensor->dim_count == SAFETENSORS_DIMS_MAX)
-            return refuse(why, "%.200s: more than %d dimensions", tensor->name,
-                          SAFETENSORS_DIMS_MAX);
+            return model_refuse(why, "%.200s: more than %d dimensions", tensor->name,
+                                SAFETENSORS_DIMS_MAX);
         if (!read_size(item, &dim) || __builtin_mul_overflow(*elements, dim, elements))
-            return refuse(why, "%.200s: a dimension is no size", tensor->name);
+            return model_refuse(why, "%.200s: a dimension is no size", tensor->name);
         tensor->dims[tensor->dim_count++] = dim;
     }
     return ERR_OK;
@@ -110,9 +99,9 @@ static err_t read_offsets(entry_t *entry, const cJSON *offsets, uint64_t bytes, 
     if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2 ||
         !read_size(cJSON_GetArrayItem(offsets, 0), &entry->begin) ||
         !read_size(cJSON_GetArrayItem(offsets, 1), &entry->end))
-        return refuse(why, "%.200s: data_offsets are not two sizes", name);
+        return model_refuse(why, "%.200s: data_offsets are not two sizes", name);
     if (entry->end < entry->begin || entry->end - entry->begin != bytes)
-        return refuse(
+        return model_refuse(
             why, "%.200s: data_offsets %llu to %llu; allowed: %llu bytes, as dtype and shape say",
             name, (unsigned long long)entry->begin, (unsigned long long)entry->end,
             (unsigned long long)bytes);
@@ -123,12 +112,13 @@ static err_t read_entry(entry_t *entry, const cJSON *item, error_text_t *why)
 {
     uint64_t elements, bytes;
     const kind_bytes_t *kind = find_kind(cJSON_GetObjectItemCaseSensitive(item, "dtype"));
-    if (!kind) return refuse(why, "%.200s: dtype is not one of safetensors'", entry->tensor.name);
+    if (!kind)
+        return model_refuse(why, "%.200s: dtype is not one of safetensors'", entry->tensor.name);
     err_t error =
         read_shape(entry, cJSON_GetObjectItemCaseSensitive(item, "shape"), &elements, why);
     if (error) return error;
     if (__builtin_mul_overflow(elements, (uint64_t)kind->bytes, &bytes))
-        return refuse(why, "%.200s: more bytes than there are", entry->tensor.name);
+        return model_refuse(why, "%.200s: more bytes than there are", entry->tensor.name);
     entry->tensor.dtype = kind->name;
     entry->tensor.bytes = bytes;
     return read_offsets(entry, cJSON_GetObjectItemCaseSensitive(item, "data_offsets"), bytes, why);
@@ -150,17 +140,18 @@ static err_t check_cover(entry_t *entries, size_t count, uint64_t data_bytes, er
     for (size_t i = 0; i < count; i++) {
         const char *name = entries[i].tensor.name;
         if (entries[i].begin < expected)
-            return refuse(why, "%.200s: its bytes overlap another tensor's", name);
-        if (entries[i].begin > expected) return refuse(why, "%.200s: a hole lies before it", name);
+            return model_refuse(why, "%.200s: its bytes overlap another tensor's", name);
+        if (entries[i].begin > expected)
+            return model_refuse(why, "%.200s: a hole lies before it", name);
         if (entries[i].end > data_bytes)
-            return refuse(why,
-                          "%.200s: ends at byte %llu of the data, the file has %llu (truncated)",
-                          name, (unsigned long long)entries[i].end, (unsigned long long)data_bytes);
+            return model_refuse(
+                why, "%.200s: ends at byte %llu of the data, the file has %llu (truncated)", name,
+                (unsigned long long)entries[i].end, (unsigned long long)data_bytes);
         expected = entries[i].end;
     }
     if (expected != data_bytes)
-        return refuse(why, "%llu bytes follow the last tensor; allowed: none",
-                      (unsigned long long)(data_bytes - expected));
+        return model_refuse(why, "%llu bytes follow the last tensor; allowed: none",
+                            (unsigned long long)(data_bytes - expected));
     return ERR_OK;
 }
 
@@ -174,7 +165,7 @@ static err_t check_names(entry_t *entries, size_t count, error_text_t *why)
     qsort(entries, count, sizeof *entries, by_name);
     for (size_t i = 1; i < count; i++)
         if (by_name(&entries[i - 1], &entries[i]) == 0)
-            return refuse(why, "%.200s: is there twice", entries[i].tensor.name);
+            return model_refuse(why, "%.200s: is there twice", entries[i].tensor.name);
     return ERR_OK;
 }
 
@@ -216,9 +207,11 @@ static err_t read_entries(parsed_t *header, error_text_t *why)
 {
     size_t tensors = (size_t)cJSON_GetArraySize(header->root);
     const cJSON *item;
-    if (tensors > TENSORS_MAX) return refuse(why, "%zu tensors; allowed: %d", tensors, TENSORS_MAX);
+    if (tensors > TENSORS_MAX)
+        return model_refuse(why, "%zu tensors; allowed: %d", tensors, TENSORS_MAX);
     header->entries = calloc(tensors + 1, sizeof *header->entries);
-    if (!header->entries) return refuse(why, "no memory for a header of %zu tensors", tensors);
+    if (!header->entries)
+        return model_refuse(why, "no memory for a header of %zu tensors", tensors);
     cJSON_ArrayForEach(item, header->root)
     {
         if (strcmp(item->string, "__metadata__") == 0) continue;
@@ -233,9 +226,9 @@ static err_t read_entries(parsed_t *header, error_text_t *why)
 static err_t parse(parsed_t *header, const char *text, size_t size, error_text_t *why)
 {
     if (!is_shallow(text, size))
-        return refuse(why, "the header is nested deeper than %d", HEADER_DEPTH_MAX);
+        return model_refuse(why, "the header is nested deeper than %d", HEADER_DEPTH_MAX);
     header->root = cJSON_ParseWithLength(text, size);
-    if (!cJSON_IsObject(header->root)) return refuse(why, "the header is no JSON object");
+    if (!cJSON_IsObject(header->root)) return model_refuse(why, "the header is no JSON object");
     return read_entries(header, why);
 }
 
@@ -244,11 +237,11 @@ static err_t read_header(parsed_t *header, const uint8_t *data, size_t size, err
 {
     uint64_t bytes = 0;
     *header = (parsed_t){ 0 };
-    if (size < 8) return refuse(why, "%zu bytes; allowed: at least 8", size);
+    if (size < 8) return model_refuse(why, "%zu bytes; allowed: at least 8", size);
     for (int i = 7; i >= 0; i--) bytes = bytes << 8 | data[i];
     if (bytes > HEADER_BYTES_MAX || bytes > size - 8)
-        return refuse(why, "a header of %llu bytes; allowed: up to %d and the file's %zu",
-                      (unsigned long long)bytes, HEADER_BYTES_MAX, size);
+        return model_refuse(why, "a header of %llu bytes; allowed: up to %d and the file's %zu",
+                            (unsigned long long)bytes, HEADER_BYTES_MAX, size);
     err_t error = parse(header, (const char *)data + 8, bytes, why);
     if (!error) error = check_cover(header->entries, header->count, size - 8 - bytes, why);
     if (!error) error = check_names(header->entries, header->count, why);
@@ -272,20 +265,20 @@ static err_t map_file(shard_t *shard, const char *path, error_text_t *why)
 {
     struct stat status;
     int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) return refuse(why, "%.400s: %s", path, strerror(errno));
+    if (file < 0) return model_refuse(why, "%.400s: %s", path, strerror(errno));
     if (fstat(file, &status) || !S_ISREG(status.st_mode) || status.st_size < 8) {
         close(file);
-        return refuse(why, "%.400s: is not a safetensors file (%lld bytes)", path,
-                      (long long)status.st_size);
+        return model_refuse(why, "%.400s: is not a safetensors file (%lld bytes)", path,
+                            (long long)status.st_size);
     }
     void *data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
     int error = errno;
     close(file);
-    if (data == MAP_FAILED) return refuse(why, "%.400s: %s", path, strerror(error));
+    if (data == MAP_FAILED) return model_refuse(why, "%.400s: %s", path, strerror(error));
     shard->data = data;
     shard->size = (size_t)status.st_size;
     shard->path = strdup(path);
-    return shard->path ? ERR_OK : refuse(why, "no memory");
+    return shard->path ? ERR_OK : model_refuse(why, "no memory");
 }
 
 static bool reserve(safetensors_t *self, size_t more)
@@ -303,13 +296,13 @@ static bool reserve(safetensors_t *self, size_t more)
 static err_t take_entries(safetensors_t *self, const entry_t *entries, size_t count, uint32_t shard,
                           error_text_t *why)
 {
-    if (!reserve(self, count)) return refuse(why, "no memory for %zu tensors", count);
+    if (!reserve(self, count)) return model_refuse(why, "no memory for %zu tensors", count);
     for (size_t i = 0; i < count; i++) {
         entry_t *entry = &self->entries[self->count];
         *entry = entries[i];
         entry->shard = shard;
         entry->tensor.name = strdup(entries[i].tensor.name);
-        if (!entry->tensor.name) return refuse(why, "no memory for names");
+        if (!entry->tensor.name) return model_refuse(why, "no memory for names");
         self->count++;
     }
     return ERR_OK;
@@ -320,13 +313,13 @@ static err_t add_file(safetensors_t *self, const char *path, error_text_t *why)
     parsed_t header;
     error_text_t inner;
     if (self->shard_count == SHARDS_MAX)
-        return refuse(why, "more than %d safetensors files", SHARDS_MAX);
+        return model_refuse(why, "more than %d safetensors files", SHARDS_MAX);
     shard_t *shard = &self->shards[self->shard_count];
     err_t error = map_file(shard, path, why);
     if (error) return error;
     self->shard_count++;
     error = read_header(&header, shard->data, shard->size, &inner);
-    if (error) return refuse(why, "%.200s: %.300s", path, inner.text);
+    if (error) return model_refuse(why, "%.200s: %.300s", path, inner.text);
     error = take_entries(self, header.entries, header.count, self->shard_count - 1, why);
     drop_header(&header);
     return error;
@@ -381,17 +374,17 @@ static err_t add_index(safetensors_t *self, const char *dir, const cJSON *index,
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map"), *item;
     size_t count = 0;
     if (!cJSON_IsObject(map))
-        return refuse(why, "%.300s/model.safetensors.index.json: no weight_map", dir);
+        return model_refuse(why, "%.300s/model.safetensors.index.json: no weight_map", dir);
     const char **files = calloc((size_t)cJSON_GetArraySize(map) + 1, sizeof *files);
-    if (!files) return refuse(why, "no memory for the index");
+    if (!files) return model_refuse(why, "no memory for the index");
     err_t error = ERR_OK;
     cJSON_ArrayForEach(item, map)
     {
         if (is_plain_name(item))
             files[count++] = item->valuestring;
         else
-            error =
-                refuse(why, "%.200s: its file in the index is no plain file name", item->string);
+            error = model_refuse(why, "%.200s: its file in the index is no plain file name",
+                                 item->string);
     }
     if (!error) error = add_shards(self, dir, files, count, why);
     free(files);
@@ -419,7 +412,7 @@ safetensors_t *safetensors_open_file(const char *path, error_text_t *why)
 {
     safetensors_t *self = make();
     if (!self) {
-        (void)refuse(why, "no memory");
+        (void)model_refuse(why, "no memory");
         return NULL;
     }
     return finish(self, add_file(self, path, why), why);
@@ -430,14 +423,14 @@ safetensors_t *safetensors_open(const char *dir, error_text_t *why)
     char path[PATH_BYTES];
     safetensors_t *self = make();
     if (!self) {
-        (void)refuse(why, "no memory");
+        (void)model_refuse(why, "no memory");
         return NULL;
     }
     snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir);
     if (access(path, F_OK) == 0) {
         cJSON *index = read_index(path);
-        err_t error =
-            index ? add_index(self, dir, index, why) : refuse(why, "%.400s: is not JSON", path);
+        err_t error = index ? add_index(self, dir, index, why)
+                            : model_refuse(why, "%.400s: is not JSON", path);
         cJSON_Delete(index);
         return finish(self, error, why);
     }

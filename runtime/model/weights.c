@@ -1,7 +1,6 @@
 /* runtime/model/weights.c - gives every tensor of the graph its place in the checkpoint, once. */
 #include "weights.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,16 +21,6 @@ typedef struct {
     size_t taken, expected; /* tensors, for progress */
     error_text_t *why;
 } loaded_t;
-
-__attribute__((format(printf, 2, 3))) static err_t refuse(error_text_t *why, const char *format,
-                                                          ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(why->text, sizeof why->text, format, arguments);
-    va_end(arguments);
-    return ERR_MODEL;
-}
 
 /* ---- memory ---- */
 
@@ -88,12 +77,13 @@ static const safetensor_t *find(loaded_t *self, wanted_t wanted)
     char shape[256];
     const safetensor_t *tensor = safetensors_find(self->files, wanted.name);
     if (!tensor) {
-        (void)refuse(self->why, "%.200s: tensor %s is missing", self->options->dir, wanted.name);
+        (void)model_refuse(self->why, "%.200s: tensor %s is missing", self->options->dir,
+                           wanted.name);
         return NULL;
     }
     if (has_shape(tensor, wanted)) return tensor;
     show_shape(tensor, shape, sizeof shape);
-    (void)refuse(
+    (void)model_refuse(
         self->why, "%.100s: tensor %s has shape %.120s; allowed: [%u, %u], as config.json says",
         safetensors_file(self->files, tensor), wanted.name, shape, wanted.rows, wanted.cols);
     return NULL;
@@ -110,8 +100,8 @@ static err_t read_dtype(loaded_t *self, const safetensor_t *tensor, dtype_t *out
         *out = known[i].dtype;
         return ERR_OK;
     }
-    return refuse(self->why, "%.200s: tensor %s is %s; allowed: F8_E4M3, BF16, F32",
-                  safetensors_file(self->files, tensor), tensor->name, tensor->dtype);
+    return model_refuse(self->why, "%.200s: tensor %s is %s; allowed: F8_E4M3, BF16, F32",
+                        safetensors_file(self->files, tensor), tensor->name, tensor->dtype);
 }
 
 /* Bytes of a tensor where the processor can read them: in the mapping, or copied when they lie
@@ -124,7 +114,7 @@ static void *place(loaded_t *self, const safetensor_t *tensor, size_t alignment)
     if (copy)
         memcpy(copy, mapped, tensor->bytes);
     else
-        (void)refuse(self->why, "no memory for %s", tensor->name);
+        (void)model_refuse(self->why, "no memory for %s", tensor->name);
     return copy;
 }
 
@@ -132,16 +122,16 @@ static err_t take_scales(loaded_t *self, tensor_t *out, wanted_t wanted)
 {
     char name[NAME_BYTES];
     if (!self->model.config.is_fp8)
-        return refuse(self->why,
-                      "%.200s: tensor %s is F8_E4M3, but config.json has no quantization_config",
-                      self->options->dir, wanted.name);
+        return model_refuse(
+            self->why, "%.200s: tensor %s is F8_E4M3, but config.json has no quantization_config",
+            self->options->dir, wanted.name);
     snprintf(name, sizeof name, "%s_scale_inv", wanted.name);
     const safetensor_t *scales =
         find(self, (wanted_t){ name, scale_blocks(wanted.rows), scale_blocks(wanted.cols) });
     if (!scales) return ERR_MODEL;
     if (strcmp(scales->dtype, "F32") != 0)
-        return refuse(self->why, "%.200s: tensor %s is %s; allowed: F32", self->options->dir, name,
-                      scales->dtype);
+        return model_refuse(self->why, "%.200s: tensor %s is %s; allowed: F32", self->options->dir,
+                            name, scales->dtype);
     out->scales = place(self, scales, sizeof(float));
     out->scale_stride = scale_blocks(wanted.cols);
     return out->scales ? ERR_OK : ERR_MODEL;
@@ -177,8 +167,8 @@ static err_t take_plain(loaded_t *self, tensor_t *out, wanted_t wanted)
 {
     err_t error = take_raw(self, out, wanted);
     if (!error && out->dtype == DTYPE_F8E4M3)
-        error = refuse(self->why, "%.200s: tensor %s is F8_E4M3; allowed: BF16, F32",
-                       self->options->dir, wanted.name);
+        error = model_refuse(self->why, "%.200s: tensor %s is F8_E4M3; allowed: BF16, F32",
+                             self->options->dir, wanted.name);
     return error;
 }
 
@@ -192,10 +182,11 @@ static err_t prepare(loaded_t *self, tensor_t *w, const char *name)
     if (!status && !bytes) return ERR_OK;
     void *packed = status ? NULL : allocate(self, bytes);
     if (!packed)
-        return refuse(self->why, "tensor %s: %s", name,
-                      status ? "the operations do not take its shape" : "no memory");
+        return model_refuse(self->why, "tensor %s: %s", name,
+                            status ? "the operations do not take its shape" : "no memory");
     if (self->ops->prepare(w, packed))
-        return refuse(self->why, "tensor %s: cannot be prepared for %s", name, self->ops->name);
+        return model_refuse(self->why, "tensor %s: cannot be prepared for %s", name,
+                            self->ops->name);
     w->packed = packed;
     return ERR_OK;
 }
@@ -226,7 +217,7 @@ static err_t fuse(loaded_t *self, tensor_t *out, const tensor_t *gate, const ten
     if (gate->scales) out->scales = allocate(self, scales);
     out->data = allocate(self, (size_t)out->rows * out->cols * element_bytes(out->dtype));
     if (!out->data || (gate->scales && !out->scales))
-        return refuse(self->why, "no memory for weights");
+        return model_refuse(self->why, "no memory for weights");
     copy_half(out, gate, 0);
     copy_half(out, up, gate->rows);
     return ERR_OK;
@@ -253,8 +244,9 @@ static err_t take_gate_up(loaded_t *self, tensor_t *out, const char *prefix, uin
     if (!error) error = take_raw(self, &up, (wanted_t){ up_name, intermediate, hidden });
     if (error) return error;
     if (gate.dtype != up.dtype)
-        return refuse(self->why, "%.200s: tensors %s and %s differ in dtype; allowed: the same",
-                      self->options->dir, gate_name, up_name);
+        return model_refuse(self->why,
+                            "%.200s: tensors %s and %s differ in dtype; allowed: the same",
+                            self->options->dir, gate_name, up_name);
     error = fuse(self, out, &gate, &up);
     size_t raw = self->owned_count - 1;
     if (!error) error = prepare(self, out, gate_name);
@@ -339,7 +331,7 @@ static err_t take_bias(loaded_t *self, uint32_t index)
     self->model.layers[index].gate_bias = bias.data;
     if (bias.dtype == DTYPE_F32) return ERR_OK;
     uint32_t *wide = allocate(self, experts * sizeof *wide);
-    if (!wide) return refuse(self->why, "no memory for %s", name);
+    if (!wide) return model_refuse(self->why, "no memory for %s", name);
     for (uint32_t i = 0; i < experts; i++)
         wide[i] = (uint32_t)((const uint16_t *)bias.data)[i] << 16;
     self->model.layers[index].gate_bias = (const float *)(const void *)wide;
@@ -354,7 +346,7 @@ static err_t take_experts(loaded_t *self, uint32_t index)
     layer->expert_gate_up = calloc(model->experts_here, sizeof(tensor_t));
     layer->expert_down = calloc(model->experts_here, sizeof(tensor_t));
     if (!layer->expert_gate_up || !layer->expert_down)
-        return refuse(self->why, "no memory for the experts of layer %u", index);
+        return model_refuse(self->why, "no memory for the experts of layer %u", index);
     for (uint32_t i = 0; i < model->experts_here; i++) {
         snprintf(prefix, sizeof prefix, "model.layers.%u.mlp.experts.%u", index,
                  model->first_expert + i);
@@ -426,15 +418,16 @@ static err_t load(loaded_t *self)
     err_t error = model_config_read(&model->config, self->options->dir, self->why);
     if (error) return error;
     if (!model->ranks || model->config.experts % model->ranks || model->rank >= model->ranks)
-        return refuse(self->why, "%u ranks for %u experts; allowed: a divisor", model->ranks,
-                      model->config.experts);
+        return model_refuse(self->why, "%u ranks for %u experts; allowed: a divisor", model->ranks,
+                            model->config.experts);
     model->experts_here = model->config.experts / model->ranks;
     model->first_expert = model->rank * model->experts_here;
     self->expected = count_tensors(model);
     self->files = safetensors_open(self->options->dir, self->why);
     if (!self->files) return ERR_MODEL;
     model->layers = calloc(model->config.layers, sizeof *model->layers);
-    if (!model->layers) return refuse(self->why, "no memory for %u layers", model->config.layers);
+    if (!model->layers)
+        return model_refuse(self->why, "no memory for %u layers", model->config.layers);
     error = take_ends(self);
     for (uint32_t i = 0; !error && i < model->config.layers; i++) error = take_layer(self, i);
     return error;
@@ -444,7 +437,7 @@ model_t *model_load(const weights_options_t *options, error_text_t *why)
 {
     loaded_t *self = calloc(1, sizeof *self);
     if (!self) {
-        (void)refuse(why, "no memory");
+        (void)model_refuse(why, "no memory");
         return NULL;
     }
     self->ops = options->ops;
