@@ -2,6 +2,7 @@
 #include "config.h"
 
 #include "../invariant.h"
+#include "page.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -408,40 +409,25 @@ config_place_t config_place(const config_loaded_t *self, config_index_t key)
 
 /* ---- showing ---- */
 
-typedef struct {
-    char *buf;
-    size_t cap, need;
-} page_t;
-
-__attribute__((format(printf, 2, 3))) static void print(page_t *page, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    size_t room = page->need < page->cap ? page->cap - page->need : 0;
-    int size = vsnprintf(room > 0 ? page->buf + page->need : NULL, room, format, args);
-    va_end(args);
-    if (size > 0) page->need += (size_t)size;
-}
-
 static void print_quoted(page_t *page, const char *text)
 {
-    print(page, "\"");
+    page_print(page, "\"");
     for (; *text != 0; text++) {
-        print(page, *text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
+        page_print(page, *text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
     }
-    print(page, "\"");
+    page_print(page, "\"");
 }
 
 static void print_list(page_t *page, const config_t *config, const config_key_t *key)
 {
     uint32_t count;
     memcpy(&count, (const char *)config + key->count_offset, sizeof count);
-    print(page, "[");
+    page_print(page, "[");
     for (uint32_t i = 0; i < count; i++) {
-        if (i > 0) print(page, ", ");
+        if (i > 0) page_print(page, ", ");
         print_quoted(page, (const char *)config + key->offset + i * (key->text_max + 1));
     }
-    print(page, "]");
+    page_print(page, "]");
 }
 
 static void print_value(page_t *page, const config_t *config, config_index_t index)
@@ -453,14 +439,14 @@ static void print_value(page_t *page, const config_t *config, config_index_t ind
     switch (key->kind) {
     case CONFIG_INT:
         memcpy(&number, value, sizeof number);
-        print(page, "%" PRId64, number);
+        page_print(page, "%" PRId64, number);
         break;
     case CONFIG_BOOL:
-        print(page, "%s", *(const bool *)value ? "true" : "false");
+        page_print(page, "%s", *(const bool *)value ? "true" : "false");
         break;
     case CONFIG_CHOICE:
         memcpy(&choice, value, sizeof choice);
-        print(page, "%s", config_word(index, choice).text);
+        page_print(page, "%s", config_word(index, choice).text);
         break;
     case CONFIG_TEXT:
         print_quoted(page, value);
@@ -488,13 +474,14 @@ size_t config_show(const config_loaded_t *self, char *buf, size_t cap)
         const config_key_t *key = &config_keys[i];
         if (strcmp(section, key->section) != 0) {
             section = key->section;
-            print(&page, "%s%s: # %s\n", i > 0 ? "\n" : "", section, config_section_doc(section));
+            page_print(&page, "%s%s: # %s\n", i > 0 ? "\n" : "", section,
+                       config_section_doc(section));
         }
         size_t before = page.need;
-        print(&page, "  %s: ", key->key);
+        page_print(&page, "  %s: ", key->key);
         print_value(&page, &self->config, i);
-        while (page.need - before < 36) print(&page, " ");
-        print(&page, " # %s; %s\n", config_place(self, i).text, key->doc);
+        while (page.need - before < 36) page_print(&page, " ");
+        page_print(&page, " # %s; %s\n", config_place(self, i).text, key->doc);
     }
     return page.need;
 }

@@ -3,12 +3,11 @@
 
 #include "../../proto/messages.h"
 #include "../invariant.h"
+#include "page.h"
 
 #include <assert.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stdio.h>
 
 /* From half a millisecond (a decode step on a GPU) to a minute (a long prompt that waited). */
 const double histogram_bounds[HISTOGRAM_BUCKETS] = {
@@ -79,36 +78,21 @@ void metrics_observe(metrics_t *self, metric_t histogram, double value)
 
 /* ---- exposition ---- */
 
-typedef struct {
-    char *buf;
-    size_t cap, need; /* need counts on when the buffer is full */
-} page_t;
-
-__attribute__((format(printf, 2, 3))) static void print(page_t *page, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    size_t room = page->need < page->cap ? page->cap - page->need : 0;
-    int size = vsnprintf(room > 0 ? page->buf + page->need : NULL, room, format, args);
-    va_end(args);
-    if (size > 0) page->need += (size_t)size;
-}
-
 static void print_histogram(page_t *page, const metric_desc_t *metric, const metrics_subject_t *of)
 {
     const double *slots = of->slots + metric->slot;
     double sum = 0;
     for (uint32_t i = 0; i < HISTOGRAM_BUCKETS; i++) {
         sum += slots[i];
-        print(page, "troupe_%s_bucket{role=\"%s\",index=\"%u\",le=\"%g\"} %.17g\n", metric->name,
-              of->role, of->index, histogram_bounds[i], sum);
+        page_print(page, "troupe_%s_bucket{role=\"%s\",index=\"%u\",le=\"%g\"} %.17g\n",
+                   metric->name, of->role, of->index, histogram_bounds[i], sum);
     }
-    print(page, "troupe_%s_bucket{role=\"%s\",index=\"%u\",le=\"+Inf\"} %.17g\n", metric->name,
-          of->role, of->index, slots[SLOT_COUNT]);
-    print(page, "troupe_%s_sum{role=\"%s\",index=\"%u\"} %.17g\n", metric->name, of->role,
-          of->index, slots[SLOT_SUM]);
-    print(page, "troupe_%s_count{role=\"%s\",index=\"%u\"} %.17g\n", metric->name, of->role,
-          of->index, slots[SLOT_COUNT]);
+    page_print(page, "troupe_%s_bucket{role=\"%s\",index=\"%u\",le=\"+Inf\"} %.17g\n", metric->name,
+               of->role, of->index, slots[SLOT_COUNT]);
+    page_print(page, "troupe_%s_sum{role=\"%s\",index=\"%u\"} %.17g\n", metric->name, of->role,
+               of->index, slots[SLOT_SUM]);
+    page_print(page, "troupe_%s_count{role=\"%s\",index=\"%u\"} %.17g\n", metric->name, of->role,
+               of->index, slots[SLOT_COUNT]);
 }
 
 static void print_metric(page_t *page, const metric_desc_t *metric, const metrics_subject_t *of)
@@ -117,8 +101,8 @@ static void print_metric(page_t *page, const metric_desc_t *metric, const metric
         print_histogram(page, metric, of);
         return;
     }
-    print(page, "troupe_%s{role=\"%s\",index=\"%u\"} %.17g\n", metric->name, of->role, of->index,
-          of->slots[metric->slot]);
+    page_print(page, "troupe_%s{role=\"%s\",index=\"%u\"} %.17g\n", metric->name, of->role,
+               of->index, of->slots[metric->slot]);
 }
 
 size_t metrics_print(const metrics_subject_t *subjects, size_t count, char *buf, size_t cap)
@@ -128,8 +112,8 @@ size_t metrics_print(const metrics_subject_t *subjects, size_t count, char *buf,
     if (cap > 0) buf[0] = 0;
     for (size_t i = 0; i < METRICS_MAX; i++) {
         const metric_desc_t *metric = &metric_descs[i];
-        print(&page, "# HELP troupe_%s %s\n# TYPE troupe_%s %s\n", metric->name, metric->doc,
-              metric->name, kinds[metric->kind]);
+        page_print(&page, "# HELP troupe_%s %s\n# TYPE troupe_%s %s\n", metric->name, metric->doc,
+                   metric->name, kinds[metric->kind]);
         for (size_t j = 0; j < count; j++) print_metric(&page, metric, &subjects[j]);
     }
     return page.need;
