@@ -334,26 +334,23 @@ static uint32_t end_tokens(const void *core, const uint32_t **ids)
     return 1;
 }
 
-const engine_class_t engine_stub_class = { .name = "stub",
-                                           .block_bytes = block_bytes,
-                                           .open = open_stub,
-                                           .close = close_stub,
-                                           .start = start,
-                                           .extend = extend,
-                                           .append = append,
-                                           .release = release,
-                                           .step = step_real,
-                                           .idle = idle,
-                                           .end_tokens = end_tokens };
+/* The two differ in whether a step takes its time. */
+/* clang-format off */
+#define STUB_CLASS(called, stepping) \
+    {                                \
+        .name = called,              \
+        .block_bytes = block_bytes,  \
+        .open = open_stub,           \
+        .close = close_stub,         \
+        .start = start,              \
+        .extend = extend,            \
+        .append = append,            \
+        .release = release,          \
+        .step = stepping,            \
+        .idle = idle,                \
+        .end_tokens = end_tokens,    \
+    }
+/* clang-format on */
 
-const engine_class_t engine_stub_timeless_class = { .name = "stub without sleep",
-                                                    .block_bytes = block_bytes,
-                                                    .open = open_stub,
-                                                    .close = close_stub,
-                                                    .start = start,
-                                                    .extend = extend,
-                                                    .append = append,
-                                                    .release = release,
-                                                    .step = step,
-                                                    .idle = idle,
-                                                    .end_tokens = end_tokens };
+const engine_class_t engine_stub_class = STUB_CLASS("stub", step_real);
+const engine_class_t engine_stub_timeless_class = STUB_CLASS("stub without sleep", step);
