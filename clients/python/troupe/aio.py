@@ -6,23 +6,21 @@ import asyncio
 from types import TracebackType
 from typing import Any, AsyncIterator, Sequence
 
-import zmq
 import zmq.asyncio
 
-from .codec import FrameError, decode, encode
-from .common import (Answer, ChatMessage, Finished, Keys, Prompt, RequestFailed, Tokens, Writer, chat_content,
-                     complete_content, default_endpoint, prepare, understand)
+from .codec import encode
+from .common import Answer, ChatMessage, Keys, Prompt, Tokens, chat_content, complete_content
+from .connection import Connection, Event, OpenStream
 
 
-class AsyncStream(AsyncIterator[Tokens]):
+class AsyncStream(OpenStream, AsyncIterator[Tokens]):
     """One request: iterate over its tokens with `async for`, or await result()."""
 
+    _client: AsyncClient
+
     def __init__(self, client: AsyncClient, request: bytes):
-        self.request = request
-        self.finished: Finished | None = None
-        self._client = client
-        self._events: asyncio.Queue[Tokens | Finished | RequestFailed] = asyncio.Queue()
-        self._is_over = False
+        super().__init__(client, request)
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -35,18 +33,14 @@ class AsyncStream(AsyncIterator[Tokens]):
         except asyncio.TimeoutError:
             await self.cancel()
             self._end()
-            raise TimeoutError(f"nothing was heard for {self._client.silence_seconds} s; is the company up?") from None
-        if isinstance(event, Tokens):
-            return event
-        self._end()
-        if isinstance(event, RequestFailed):
-            raise event
-        self.finished = event
-        raise StopAsyncIteration
+            raise self._silence() from None
+        tokens = self._take(event)
+        if tokens is None:
+            raise StopAsyncIteration
+        return tokens
 
-    def _end(self) -> None:
-        self._is_over = True
-        self._client._streams.pop(self.request, None)
+    def _put(self, event: Event) -> None:
+        self._events.put_nowait(event)
 
     async def result(self) -> Answer:
         """Wait for the end.  Raises RequestFailed."""
@@ -62,18 +56,14 @@ class AsyncStream(AsyncIterator[Tokens]):
             await self._client._socket.send(encode(self._client._writer.cancel(self.request)))
 
 
-class AsyncClient:
+class AsyncClient(Connection[AsyncStream]):
     """As Client, for one event loop: `async with AsyncClient() as client`."""
+
+    _context_class = zmq.asyncio.Context
 
     def __init__(self, endpoint: str | None = None, key: str = "", model: str = "", keys: Keys | None = None,
                  silence_seconds: float = 60.0):
-        self.silence_seconds = silence_seconds
-        self._writer = Writer(key, model)
-        self._streams: dict[bytes, AsyncStream] = {}
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        prepare(self._socket, keys)
-        self._socket.connect(endpoint or default_endpoint())
+        super().__init__(endpoint, key, model, keys, silence_seconds)
         self._reader: asyncio.Task[None] | None = None
 
     async def complete(self, prompt: Prompt, **options: Any) -> AsyncStream:
@@ -91,8 +81,7 @@ class AsyncClient:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        self._socket.close()
-        self._context.term()
+        self._disconnect()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -112,12 +101,4 @@ class AsyncClient:
 
     async def _read(self) -> None:
         while True:
-            frame = await self._socket.recv()
-            try:
-                messages = decode(frame)
-            except FrameError:
-                continue  # a peer's nonsense is dropped
-            for message in messages:
-                stream, event = self._streams.get(message.request), understand(message)
-                if stream is not None and event is not None:
-                    stream._events.put_nowait(event)
+            self._hear(await self._socket.recv())

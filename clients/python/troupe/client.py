@@ -7,22 +7,19 @@ import time
 from types import TracebackType
 from typing import Any, Iterator, Sequence
 
-import zmq
-
-from .codec import FrameError, decode, encode
-from .common import (Answer, ChatMessage, Finished, Keys, Prompt, RequestFailed, Tokens, Writer, chat_content,
-                     complete_content, default_endpoint, prepare, understand)
+from .codec import encode
+from .common import Answer, ChatMessage, Prompt, Tokens, chat_content, complete_content
+from .connection import Connection, Event, OpenStream
 
 
-class Stream(Iterator[Tokens]):
+class Stream(OpenStream, Iterator[Tokens]):
     """One request: iterate over its tokens, or take the whole answer with result()."""
 
+    _client: Client
+
     def __init__(self, client: Client, request: bytes):
-        self.request = request
-        self.finished: Finished | None = None
-        self._client = client
-        self._events: collections.deque[Tokens | Finished | RequestFailed] = collections.deque()
-        self._is_over = False
+        super().__init__(client, request)
+        self._events: collections.deque[Event] = collections.deque()
 
     def __iter__(self) -> Stream:
         return self
@@ -36,20 +33,15 @@ class Stream(Iterator[Tokens]):
             if left <= 0:
                 self.cancel()
                 self._end()
-                raise TimeoutError(f"nothing was heard for {self._client.silence_seconds} s; is the company up?")
+                raise self._silence()
             self._client._pump(left)
-        event = self._events.popleft()
-        if isinstance(event, Tokens):
-            return event
-        self._end()
-        if isinstance(event, RequestFailed):
-            raise event
-        self.finished = event
-        raise StopIteration
+        tokens = self._take(self._events.popleft())
+        if tokens is None:
+            raise StopIteration
+        return tokens
 
-    def _end(self) -> None:
-        self._is_over = True
-        self._client._streams.pop(self.request, None)
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
 
     def result(self) -> Answer:
         """Wait for the end.  Raises RequestFailed."""
@@ -65,23 +57,13 @@ class Stream(Iterator[Tokens]):
             self._client._send_cancel(self.request)
 
 
-class Client:
+class Client(Connection[Stream]):
     """A connection to one ingress.  Not for several threads at once; any number of streams may be open.
 
     Options of complete() and chat() are the fields of client_submit: max_tokens, temperature, top_p, top_k, min_p,
     presence_penalty, frequency_penalty, repetition_penalty, seed, logprobs, top_logprobs, ignore_eos, stop_ids; and stop (texts) and
     timeout (seconds).
     """
-
-    def __init__(self, endpoint: str | None = None, key: str = "", model: str = "", keys: Keys | None = None,
-                 silence_seconds: float = 60.0):
-        self.silence_seconds = silence_seconds
-        self._writer = Writer(key, model)
-        self._streams: dict[bytes, Stream] = {}
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        prepare(self._socket, keys)
-        self._socket.connect(endpoint or default_endpoint())
 
     def complete(self, prompt: Prompt, **options: Any) -> Stream:
         """Continue a text, or token ids."""
@@ -95,8 +77,7 @@ class Client:
         for stream in list(self._streams.values()):
             stream.cancel()
             stream._end()
-        self._socket.close()
-        self._context.term()
+        self._disconnect()
 
     def __enter__(self) -> Client:
         return self
@@ -115,13 +96,5 @@ class Client:
         self._socket.send(encode(self._writer.cancel(request)))
 
     def _pump(self, seconds: float) -> None:
-        if not self._socket.poll(int(seconds * 1000) + 1):
-            return
-        try:
-            messages = decode(self._socket.recv())
-        except FrameError:
-            return  # a peer's nonsense is dropped
-        for message in messages:
-            stream, event = self._streams.get(message.request), understand(message)
-            if stream is not None and event is not None:
-                stream._events.append(event)
+        if self._socket.poll(int(seconds * 1000) + 1):
+            self._hear(self._socket.recv())
