@@ -47,13 +47,6 @@ static void hold(actor_t *world, uint32_t number, uint32_t attempt, uint32_t wor
     deliver(world, (address_t){ ROLE_decode_worker, worker }, &m);
 }
 
-static bool is_held(actor_t *world, uint32_t number, uint32_t attempt)
-{
-    msg_t m = about(MSG_request_probe, number, attempt);
-    deliver(world, an_ingress, &m);
-    return take(world, MSG_request_held, NULL)->request_held.is_held;
-}
-
 /* Would be broken: both sides would not learn of each other, or one worker would get all. */
 static void test_decode_lb_request_is_assigned_and_placed_in_turn(void **unused)
 {
@@ -131,8 +124,7 @@ static void test_decode_lb_old_attempt_changes_nothing(void **unused)
     assert_int_equal(to.role, ROLE_decode_worker);
     done(world, 1, 0, 0);
     request(world, 1, 0, 8);
-    msg_t cancel = about(MSG_cancel, 1, 0);
-    deliver(world, an_ingress, &cancel);
+    cancel(world, an_ingress, 1, 0);
     assert_null(take(world, MSG_cancel, NULL));
     assert_true(is_held(world, 1, 1));
     assert_false(is_held(world, 1, 0));

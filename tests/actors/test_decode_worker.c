@@ -67,6 +67,15 @@ static actor_t *decoding(uint32_t max_tokens, uint32_t blocks)
     return world;
 }
 
+/* Request 1 as both sides have announced it, with none of its blocks. */
+static actor_t *announced(void)
+{
+    actor_t *world = worker();
+    assign(world, 1, 0, 2);
+    open_kv(world, 1, 0, 3);
+    return world;
+}
+
 static void expect_tokens(actor_t *world, uint32_t first_index, uint32_t token)
 {
     address_t to;
@@ -139,8 +148,7 @@ static void test_decode_worker_cancel_frees_after_the_step(void **unused)
 {
     actor_t *world = decoding(20, 2);
     assert_int_equal(world->row_count, 1);
-    msg_t cancel = about(MSG_cancel, 1, 0);
-    deliver(world, an_ingress, &cancel);
+    cancel(world, an_ingress, 1, 0);
     assert_null(take(world, MSG_decode_done, NULL));
     finish_step(world, ERR_OK, 51);
     assert_null(take(world, MSG_finished, NULL));
@@ -151,12 +159,9 @@ static void test_decode_worker_cancel_frees_after_the_step(void **unused)
  */
 static void test_decode_worker_cancel_frees_after_the_pull(void **unused)
 {
-    actor_t *world = worker();
-    assign(world, 1, 0, 2);
-    open_kv(world, 1, 0, 3);
+    actor_t *world = announced();
     ready(world, 1, 0, 2);
-    msg_t cancel = about(MSG_cancel, 1, 0);
-    deliver(world, a_decode_lb, &cancel);
+    cancel(world, a_decode_lb, 1, 0);
     assert_null(take(world, MSG_decode_done, NULL));
     finish_job(world, ERR_OK);
     expect_done_once(world);
@@ -165,9 +170,7 @@ static void test_decode_worker_cancel_frees_after_the_pull(void **unused)
 /* Would be broken: a lost kv_ready would let decode begin on blocks that never came. */
 static void test_decode_worker_gap_in_blocks_fails_the_attempt(void **unused)
 {
-    actor_t *world = worker();
-    assign(world, 1, 0, 2);
-    open_kv(world, 1, 0, 3);
+    actor_t *world = announced();
     ready(world, 1, 1, 1);
     assert_int_equal(take(world, MSG_failed, NULL)->failed.error, ERR_LOST);
     address_t to;
@@ -179,9 +182,7 @@ static void test_decode_worker_gap_in_blocks_fails_the_attempt(void **unused)
 /* Would be broken: bytes that do not match their checksum would be decoded upon. */
 static void test_decode_worker_bad_checksum_fails_the_attempt(void **unused)
 {
-    actor_t *world = worker();
-    assign(world, 1, 0, 2);
-    open_kv(world, 1, 0, 3);
+    actor_t *world = announced();
     ready(world, 1, 0, 2);
     finish_job(world, ERR_CHECKSUM);
     assert_int_equal(take(world, MSG_failed, NULL)->failed.error, ERR_CHECKSUM);
@@ -193,9 +194,7 @@ static void test_decode_worker_bad_checksum_fails_the_attempt(void **unused)
  * would be held for ever; and one that is renewed would be dropped. */
 static void test_decode_worker_silent_prefill_side_ends_the_lease(void **unused)
 {
-    actor_t *world = worker();
-    assign(world, 1, 0, 2);
-    open_kv(world, 1, 0, 3);
+    actor_t *world = announced();
     for (int i = 0; i < 4; i++) {
         pass(world, 1000);
         msg_t renew;
@@ -228,8 +227,7 @@ static void test_decode_worker_new_attempt_replaces_the_old(void **unused)
     finish_step(world, ERR_OK, 51);
     assert_int_equal(take(world, MSG_decode_done, NULL)->header.attempt, 0);
     assign(world, 1, 1, 2);
-    msg_t cancel = about(MSG_cancel, 1, 1);
-    deliver(world, an_ingress, &cancel);
+    cancel(world, an_ingress, 1, 1);
     expect_done_once(world);
 }
 

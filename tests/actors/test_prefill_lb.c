@@ -51,13 +51,6 @@ static void done(actor_t *world, uint32_t number, uint32_t attempt, uint32_t wor
     deliver(world, (address_t){ ROLE_prefill_worker, worker }, &m);
 }
 
-static bool is_held(actor_t *world, uint32_t number, uint32_t attempt)
-{
-    msg_t m = about(MSG_request_probe, number, attempt);
-    deliver(world, an_ingress, &m);
-    return take(world, MSG_request_held, NULL)->request_held.is_held;
-}
-
 static void store_says(actor_t *world, msg_type_t type, uint64_t version, uint32_t first,
                        uint32_t count)
 {
@@ -146,8 +139,7 @@ static void test_prefill_lb_queued_prompts_end_by_deadline_or_cancel(void **unus
     assert_int_equal(failed->failed.error, ERR_DEADLINE);
     assert_int_equal(failed->header.request.hi, 1);
     assert_true(is_held(world, 2, 0));
-    msg_t cancel = about(MSG_cancel, 2, 0);
-    deliver(world, an_ingress, &cancel);
+    cancel(world, an_ingress, 2, 0);
     assert_true(world->class->is_idle(world->state));
     world_destroy(world);
 }

@@ -215,8 +215,7 @@ static void test_prefill_worker_cancel_frees_within_one_chunk(void **unused)
 {
     actor_t *world = worker();
     assign(world, (prompt_t){ .number = 1, .prompt_count = 500, .max_tokens = 10 });
-    msg_t cancel = about(MSG_cancel, 1, 0);
-    deliver(world, a_prefill_lb, &cancel);
+    cancel(world, a_prefill_lb, 1, 0);
     assert_null(take(world, MSG_prefill_done, NULL));
     finish_step(world, ERR_OK, 0);
     assert_int_equal(world->row_count, 0);
@@ -284,8 +283,7 @@ static void test_prefill_worker_prompt_waits_for_all_its_blocks(void **unused)
     assign(world, (prompt_t){ .number = 2, .prompt_count = 320, .max_tokens = 10 });
     assign(world, (prompt_t){ .number = 3, .prompt_count = 20, .max_tokens = 10 });
     assert_int_equal(world->started, 1); /* the third would fit, but must not overtake */
-    msg_t cancel = about(MSG_cancel, 1, 0);
-    deliver(world, a_prefill_lb, &cancel);
+    cancel(world, a_prefill_lb, 1, 0);
     finish_step(world, ERR_OK, 0);
     assert_int_equal(world->started, 3);
     world_destroy(world);

@@ -357,4 +357,18 @@ static const address_t a_prefill_lb = { ROLE_prefill_lb, 0 };
 static const address_t a_decode_lb = { ROLE_decode_lb, 0 };
 static const address_t a_store = { ROLE_kv_store, 0 };
 
+static inline void cancel(actor_t *world, address_t from, uint32_t number, uint32_t attempt)
+{
+    msg_t m = about(MSG_cancel, number, attempt);
+    deliver(world, from, &m);
+}
+
+/* Does a balancer say that it holds this attempt? */
+static inline bool is_held(actor_t *world, uint32_t number, uint32_t attempt)
+{
+    msg_t m = about(MSG_request_probe, number, attempt);
+    deliver(world, an_ingress, &m);
+    return take(world, MSG_request_held, NULL)->request_held.is_held;
+}
+
 #endif
