@@ -344,10 +344,8 @@ static void on_request_probe(void *state, actor_t *world, const msg_t *m)
 {
     decode_lb_t *self = state;
     const entry_t *entry = find(self, m->header.request);
-    msg_t answer;
-    msg_init(&answer, MSG_request_held);
-    answer.request_held.is_held = entry != NULL && entry->attempt == m->header.attempt;
-    (void)say_about(world, (address_t){ ROLE_ingress, m->header.from.index }, &answer, &m->header);
+    bool is_held = entry != NULL && entry->attempt == m->header.attempt;
+    say_request_held(world, &m->header, is_held);
 }
 
 /* ---- peers ---------------------------------------------------------------------------------- */

@@ -25,6 +25,14 @@ void say_failed(actor_t *world, uint32_t ingress, const header_t *about, err_t e
     (void)say_about(world, (address_t){ ROLE_ingress, ingress }, &m, about);
 }
 
+void say_request_held(actor_t *world, const header_t *probe, bool is_held)
+{
+    msg_t m;
+    msg_init(&m, MSG_request_held);
+    m.request_held.is_held = is_held;
+    (void)say_about(world, (address_t){ ROLE_ingress, probe->from.index }, &m, probe);
+}
+
 void renewals_init(renewals_t *self, actor_t *world, role_t role, uint32_t worker_count)
 {
     *self = (renewals_t){ .role = role, .worker_count = worker_count };

@@ -14,6 +14,9 @@ void say_plain(actor_t *world, address_t to, msg_type_t type, const header_t *ab
 /* `failed` to the ingress that owns the request; as lost as any other if it is refused. */
 void say_failed(actor_t *world, uint32_t ingress, const header_t *about, err_t error);
 
+/* Answer the `request_probe` of an ingress that came with this header. */
+void say_request_held(actor_t *world, const header_t *probe, bool is_held);
+
 /* ---- renewals of leases --------------------------------------------------------------------- */
 
 typedef struct {
