@@ -48,7 +48,8 @@ typedef struct {
 
 static span_t content_of(const chat_message_t *message)
 {
-    return (span_t){ message->content, message->content ? message->content_size : 0 };
+    return message->content ? (span_t){ message->content, message->content_size }
+                            : (span_t){ "", 0 };
 }
 
 /* What follows the last (or first) </think>; all of it where there is none. */
