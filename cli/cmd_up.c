@@ -113,8 +113,8 @@ static void print_ready(const config_t *config, double seconds)
     printf("  %s chat\n\n", program_invocation_name);
     printf("  python3 -c \"from openai import OpenAI; print(OpenAI(base_url='http://%s/v1', "
            "api_key='none').chat.completions"
-           ".create(model='%s', messages=[{'role': 'user', 'content': 'Count to "
-           "5.'}]).choices[0].message.content)\"\n\n",
+           ".create(model='%s', messages=[{'role': 'user', 'content': 'What is the meaning of "
+           "given?'}]).choices[0].message.content)\"\n\n",
            listen, model);
     if (config->log.file[0]) printf("The log is in %s. ", config->log.file);
     printf("Ctrl-C stops everything.\n");
