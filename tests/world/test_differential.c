@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -89,7 +90,10 @@ static void real_start(void *context, who_t who)
     scene->epoch++;
     pid_t child = fork();
     assert_true(child >= 0);
-    if (child == 0) run_child(scene, who);
+    if (child == 0) {
+        (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed assertion must not leave it behind */
+        run_child(scene, who);
+    }
     scene->processes[who] = child;
 }
 

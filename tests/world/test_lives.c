@@ -3,6 +3,7 @@
 #include "toy.h"
 
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 static const address_t ingress = { ROLE_ingress, 0 }, prefill_lb = { ROLE_prefill_lb, 0 };
@@ -48,6 +49,7 @@ static pid_t start_process(const config_t *config, address_t who, uint64_t epoch
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
+        (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed assertion must not leave it behind */
         execl(own_path, own_path, "child", config->wire.directory, role, life, (char *)NULL);
         _exit(127);
     }
