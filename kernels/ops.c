@@ -10,11 +10,13 @@ static int is_always(void)
     return 1;
 }
 
-const ops_choice_t ops_cpu_choices[] = { { &ops_judge, is_always },
-                                         { &ops_avx2, avx2_is_supported },
-                                         { &ops_avx512, avx512_is_supported },
-                                         { &ops_avx512_bf16, avx512_bf16_is_supported },
-                                         { &ops_amx, amx_is_supported } };
+const ops_choice_t ops_cpu_choices[] = {
+    { &ops_judge, is_always, 0 },
+    { &ops_avx2, avx2_is_supported, 0 },
+    { &ops_avx512, avx512_is_supported, 0 },
+    { &ops_avx512_bf16, avx512_bf16_is_supported, 1 },
+    { &ops_amx, amx_is_supported, 1 },
+};
 const size_t ops_cpu_choice_count = sizeof ops_cpu_choices / sizeof ops_cpu_choices[0];
 
 const ops_t *ops_find(const char *name)
@@ -23,7 +25,7 @@ const ops_t *ops_find(const char *name)
     int is_auto = strcmp(name, "auto") == 0;
     for (size_t i = ops_cpu_choice_count; i-- > 0;) {
         const ops_choice_t *choice = &ops_cpu_choices[i];
-        if (is_auto && choice->ops == &ops_avx512_bf16 && !avx512_bf16_is_fast()) continue;
+        if (is_auto && choice->is_rounding) continue;
         if ((is_auto || strcmp(name, choice->ops->name) == 0) && choice->is_supported())
             return choice->ops;
     }

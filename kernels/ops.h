@@ -89,17 +89,19 @@ void queue_destroy(queue_t **self);
 
 extern const ops_t ops_judge; /* plain loops, sums in double */
 
-/* The fast CPU tables, best last.  is_supported asks the processor (and, for AMX, the kernel's
- * permission). */
+/* The CPU tables, fastest last.  is_supported asks the processor (and, for AMX, the kernel's
+ * permission).  is_rounding: products take rows of x and scaled weights as BF16, which puts results
+ * up to a percent from the reference's; the others keep F32. */
 typedef struct {
     const ops_t *ops;
     int (*is_supported)(void);
+    int is_rounding;
 } ops_choice_t;
 extern const ops_choice_t ops_cpu_choices[];
 extern const size_t ops_cpu_choice_count;
 
-/* By name ("judge", "avx2", "avx512", "avx512_bf16", "amx", "cuda"), "auto" for the best that the
- * machine supports (avx512_bf16 only where it beats avx512). NULL: no such table, or the machine
+/* By name ("judge", "avx2", "avx512", "avx512_bf16", "amx", "cuda"), "auto" for the
+ * fastest that the machine supports and that does not round.  NULL: no such table, or the machine
  * cannot run it. */
 const ops_t *ops_find(const char *name);
 

@@ -23,10 +23,6 @@ int avx2_is_supported(void);
 int avx512_is_supported(void);
 int avx512_bf16_is_supported(void);
 
-/* Whether a dot product on pairs is faster than two multiply-adds in F32.  On Intel's it is half as
- * fast (kernels/NOTES.md has the measurement), so that F32 wins, and reads FP8 without detours. */
-int avx512_bf16_is_fast(void);
-
 /* Also asks the kernel, once per process, for leave to use the tile registers. */
 int amx_is_supported(void);
 

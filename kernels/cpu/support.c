@@ -28,11 +28,6 @@ int avx512_bf16_is_supported(void)
            __builtin_cpu_supports("avx512bf16");
 }
 
-int avx512_bf16_is_fast(void)
-{
-    return !__builtin_cpu_is("intel");
-}
-
 int amx_is_supported(void)
 {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
