@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from company import ROOT, TINY, TROUPE, company, free_port
+from company import ROOT, TINY, TROUPE, company, free_port, wait_until
 
 CASES = json.loads((ROOT / "tests" / "golden" / "tokenizer_cases.json").read_text())
 REFERENCE = json.loads((ROOT / "tests" / "golden" / "chat_reference.json").read_text())
@@ -126,8 +126,11 @@ def test_nothing_runs_is_said(tmp_path):
 def test_company_is_shown_talked_to_and_not_started_twice():
     with company() as running:
         where = ["--set", f"wire.directory={running.directory}"]
-        status = json.loads(out(troupe("status", "--json", *where)))
-        assert all(actor["is_up"] for actor in status["actors"])
+
+        def are_all_up():  # ready means that tokens flow; the director hears of everybody a moment later
+            status = json.loads(out(troupe("status", "--json", *where)))
+            return len(status["actors"]) == 11 and all(actor["is_up"] for actor in status["actors"])
+        wait_until(are_all_up, 10, "troupe status shows every actor up")
         table = out(troupe("status", *where))
         assert "decode_worker.1" in table and "KV BLOCKS" in table and "\033" not in table
         answer = troupe("chat", "What is 946 - 23?", "--hide-thinking", *where)
