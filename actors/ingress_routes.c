@@ -11,7 +11,7 @@ typedef struct {
     const char *method, *path;
     bool needs_key;
     void (*serve)(ingress_t *self, actor_t *world, const msg_http_request_t *request);
-} route_t;
+} http_route_t;
 
 /* ---- small answers ---- */
 
@@ -260,7 +260,7 @@ static void serve_detokenize(ingress_t *self, actor_t *world, const msg_http_req
 /* ---- who may, and where ---- */
 
 /* clang-format off */
-static const route_t routes[] = {
+static const http_route_t routes[] = {
     { "POST", "/v1/chat/completions", true,  serve_chat },
     { "POST", "/v1/completions",      true,  serve_completion },
     { "GET",  "/v1/models",           true,  serve_models },
@@ -274,9 +274,10 @@ static const route_t routes[] = {
 };
 /* clang-format on */
 
-static const route_t *find_route(const char *path)
+static const http_route_t *find_route(const char *path)
 {
-    for (const route_t *route = routes; route < routes + sizeof routes / sizeof *routes; route++) {
+    for (const http_route_t *route = routes; route < routes + sizeof routes / sizeof *routes;
+         route++) {
         size_t size = strlen(route->path);
         bool is_prefix = route->path[size - 1] == '/';
         if (is_prefix ? strncmp(path, route->path, size) == 0 && path[size] != 0
@@ -321,7 +322,7 @@ static err_t check_key(const ingress_t *self, const char *authorization, openai_
 }
 
 static void refuse_method(ingress_t *self, actor_t *world, const msg_http_request_t *request,
-                          const route_t *route)
+                          const http_route_t *route)
 {
     bool is_get = strcmp(route->method, "GET") == 0;
     bool is_asked = strcmp(request->method, "OPTIONS") == 0;
@@ -340,7 +341,7 @@ void on_http_request(void *state, actor_t *world, const msg_t *m)
 {
     ingress_t *self = state;
     const msg_http_request_t *request = &m->http_request;
-    const route_t *route = find_route(request->path);
+    const http_route_t *route = find_route(request->path);
     openai_error_t why;
     if (route == NULL) {
         openai_refuse(&why, ERR_NOT_FOUND, "", "There is nothing at %.200s.", request->path);

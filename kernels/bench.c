@@ -1,7 +1,9 @@
 /* kernels/bench.c - kernels_bench: time, GB/s, GFLOP/s and share of the roof of every op, for a
  * table chosen by name.
  *
- *   kernels_bench [TABLE] [THREADS] [ROWS]     by default: auto 1 64
+ *   kernels_bench [TABLE] [THREADS] [ROWS]                 by default: auto 1 64
+ *   kernels_bench cuda [--table FILE] [FAMILY...]          on a Hopper GPU, DeepSeek-V3's own
+ * shapes
  *
  * Shapes are DeepSeek-V3's per layer, with fewer heads and experts, so that a laptop has room for
  * them.  The roof for bytes is memory: shares above 100 % come out of a cache.
@@ -9,6 +11,10 @@
 #include "cpu/number.h"
 #include "cpu/roof.h"
 #include "ops.h"
+
+#ifdef WITH_CUDA
+#include "../tests/kernels/cuda/families.h"
+#endif
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -160,13 +166,13 @@ static void make_routes(bench_t *self)
 /* clang-format off */
 static int call_embed(bench_t *b) { return b->ops->embed(b->q, &b->hidden, &b->table, b->ids); }
 static int call_rmsnorm(bench_t *b) { return b->ops->rmsnorm(b->q, &b->hidden, &b->residual, &b->norm, 1e-6F); }
-static int call_add_rmsnorm(bench_t *b) { return b->ops->add_rmsnorm(b->q, &b->hidden, &b->residual, &b->hidden, &b->norm, 1e-6F); }
+static int call_add_rmsnorm(bench_t *b) { return b->ops->add_rmsnorm(b->q, &b->hidden, NULL, &b->residual, &b->hidden, &b->norm, 1e-6F); }
 static int call_gemm(bench_t *b) { return b->ops->gemm(b->q, &b->residual, &b->hidden, &b->w_square); }
-static int call_grouped_gemm(bench_t *b) { return b->ops->grouped_gemm(b->q, &b->routed_out, &b->routed, b->w_experts, b->offsets, EXPERTS); }
+static int call_grouped_gemm(bench_t *b) { return b->ops->grouped_gemm(b->q, &b->routed_out, &b->routed, b->w_experts, &(groups_t){ .first = b->offsets, .count = EXPERTS }); }
 static int call_rope(bench_t *b) { return b->ops->rope(b->q, &b->query, heads.heads, heads.nope + heads.rope, heads.nope, heads.rope, b->rope, b->positions); }
 static int call_kv_write(bench_t *b) { tensor_t w = b->norm; w.cols = heads.latent; return b->ops->kv_write(b->q, &b->cache, &b->kv_in, &w, 1e-6F, b->rope, b->positions, b->sequences, b->rows); }
-static int call_kv_gather(bench_t *b) { return b->ops->kv_gather(b->q, &b->kv_latent, &b->k_rope, &b->cache, b->blocks, 0, CONTEXT); }
-static int call_mha_prefill(bench_t *b) { return b->ops->mha_prefill(b->q, &b->values, &b->query, &b->kv, &b->k_rope, &heads, CONTEXT); }
+static int call_kv_gather(bench_t *b) { return b->ops->kv_gather(b->q, &b->kv_latent, &b->k_rope, &b->cache, &b->sequences[0], 1); }
+static int call_mha_prefill(bench_t *b) { return b->ops->mha_prefill(b->q, &b->values, &b->query, &b->kv, &b->k_rope, &heads, &(sequence_t){ .rows = b->rows, .first_position = CONTEXT }, 1); }
 static int call_absorb_query(bench_t *b) { return b->ops->absorb_query(b->q, &b->absorbed, &b->query, &b->w_kv_b, &heads); }
 static int call_mla_decode(bench_t *b) { return b->ops->mla_decode(b->q, &b->latents, &b->absorbed, &b->cache, &heads, b->sequences, b->rows); }
 static int call_absorb_value(bench_t *b) { return b->ops->absorb_value(b->q, &b->values, &b->latents, &b->w_kv_b, &heads); }
@@ -257,10 +263,25 @@ static void run_cases(bench_t *self)
     }
 }
 
+/* The timings of the CUDA ops' families; the word `cuda` gives way to --timings. */
+static int bench_cuda(int argc, char **argv)
+{
+#ifdef WITH_CUDA
+    argv[1] = "--timings";
+    return cuda_families_run(argc, argv);
+#else
+    (void)argc;
+    (void)argv;
+    fprintf(stderr, "kernels_bench: built without CUDA; cmake -DWITH_CUDA=ON\n");
+    return 2;
+#endif
+}
+
 int main(int argc, char **argv)
 {
     static bench_t self;
     const char *name = argc > 1 ? argv[1] : "auto";
+    if (strcmp(name, "cuda") == 0) return bench_cuda(argc, argv);
     uint32_t threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 1;
     self.rows = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 64;
     self.ops = ops_find(name);
@@ -268,7 +289,7 @@ int main(int argc, char **argv)
         fprintf(stderr,
                 "usage: kernels_bench [TABLE] [THREADS] [ROWS, at most %d]\n"
                 "'%s' must be auto or a table that this machine can run: judge, avx2, avx512, "
-                "avx512_bf16, amx\n",
+                "avx512_bf16, amx, cuda\n",
                 ROWS_MAX, name);
         return 2;
     }

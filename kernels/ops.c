@@ -15,7 +15,7 @@ const ops_choice_t ops_cpu_choices[] = {
     { &ops_avx2, avx2_is_supported, 0 },
     { &ops_avx512, avx512_is_supported, 0 },
     { &ops_avx512_bf16, avx512_bf16_is_supported, 1 },
-    { &ops_amx, amx_is_supported, 1 },
+    { &ops_amx, amx_is_supported, 0 },
 };
 const size_t ops_cpu_choice_count = sizeof ops_cpu_choices / sizeof ops_cpu_choices[0];
 

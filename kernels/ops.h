@@ -18,15 +18,19 @@ extern "C" {
 
 typedef enum { DTYPE_F32, DTYPE_BF16, DTYPE_F8E4M3 } dtype_t;
 
-/* Rows of a matrix in the device's memory.  F8E4M3 carries scales: for weights one F32 per 128x128
- * block (value = byte * scale), for activations one per row and 128 columns. */
+/* Rows of a matrix in the device's memory.  F8E4M3 carries scales (value = byte * scale): for
+ * weights one F32 per 128x128 block, block row by block row; for activations one per row and 128
+ * columns, at scales[row * scale_stride + block] on the CPU and at scales[block * scale_stride +
+ * row] on CUDA, where a tile's scales are then one contiguous read. CUDA asks for data and rows
+ * aligned to 16 bytes and a scale_stride that is a multiple of 4. */
 typedef struct {
     void *data;
     dtype_t dtype;
     uint32_t rows, cols;
-    size_t stride;         /* elements from one row to the next */
-    float *scales;         /* F8E4M3 only */
-    uint32_t scale_stride; /* elements from one row of scales to the next */
+    size_t stride; /* elements from one row to the next */
+    float *scales; /* F8E4M3 only */
+    uint32_t
+        scale_stride; /* elements from one row (CUDA activations: block) of scales to the next */
     const void
         *packed; /* weights: the device's own layout, made by prepare; NULL where it needs none */
 } tensor_t;
@@ -46,8 +50,26 @@ typedef struct {
  * tokens up to each row. */
 typedef struct {
     uint32_t first_row, rows, first_position;
+    uint32_t first_key;     /* prefill: row of kv and k_rope that holds its token 0 */
     const uint32_t *blocks; /* block table of the sequence */
 } sequence_t;
+
+/* Rows of a step ordered by expert: group g is rows first[g] .. first[g] + rows[g] - 1.  `rows`
+ * NULL: a group ends where the next begins, first [count + 1].  Both arrays lie on the device. */
+typedef struct {
+    const uint32_t *first, *rows;
+    uint32_t count;
+    uint32_t
+        expected_rows; /* of one group; 0: not known.  Chooses tiles, never changes a result. */
+} groups_t;
+
+#define NO_ROW UINT32_MAX
+
+/* How `route` orders rows: this rank hosts experts first_expert .. first_expert + experts - 1,
+ * groups begin at multiples of `align` rows. */
+typedef struct {
+    uint32_t tokens, top_k, first_expert, experts, align, capacity;
+} route_t;
 
 typedef struct {
     uint32_t heads, nope, rope, value, latent; /* 128, 128, 64, 128, 512 for DeepSeek-V3 */
@@ -65,6 +87,34 @@ typedef struct {
     int is_normalised;        /* weights divided by their sum (+ 1e-20) */
     float scale;              /* routed_scaling_factor */
 } gate_t;
+
+/* How the next token of one row is chosen; ranges and meaning: proto/sampling.def.  Order as in
+ * vLLM: bias, penalties, temperature, min_p, top_k, top_p.  The arrays lie on the device. */
+typedef struct {
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    float presence_penalty, frequency_penalty, repetition_penalty;
+    uint32_t has_logprobs, top_logprobs;
+    uint64_t seed;
+    uint32_t
+        generated; /* the index of the token to come; with the seed it makes the random number */
+    const uint32_t *tokens; /* prompt and generated tokens so far */
+    uint32_t token_count;
+    const uint32_t *bias_ids;
+    const float *bias_values;
+    uint32_t bias_count;
+} sample_row_t;
+
+enum { SAMPLE_TOP_MAX = 20 };
+
+/* Log probabilities are those of the raw logits; ties go to the lower id. */
+typedef struct {
+    uint32_t token;
+    float logprob;
+    uint32_t top_count;
+    uint32_t top_ids[SAMPLE_TOP_MAX];
+    float top_logprobs[SAMPLE_TOP_MAX];
+} sample_result_t;
 
 typedef struct queue queue_t; /* CPU: threads and scratch; CUDA: a stream and scratch */
 
@@ -87,11 +137,17 @@ typedef struct {
 queue_t *queue_new_cpu(size_t scratch_bytes, uint32_t threads);
 void queue_destroy(queue_t **self);
 
+/* A stream of one GPU, scratch and counters there.  NULL: no such GPU, not compute capability 9.0,
+ * or too little memory.  Only where WITH_CUDA is built. */
+queue_t *queue_new_cuda(int device, size_t scratch_bytes);
+void queue_destroy_cuda(queue_t **self);
+
 extern const ops_t ops_judge; /* plain loops, sums in double */
+extern const ops_t ops_cuda;  /* Hopper; only where WITH_CUDA is built */
 
 /* The CPU tables, fastest last.  is_supported asks the processor (and, for AMX, the kernel's
  * permission).  is_rounding: products take rows of x and scaled weights as BF16, which puts results
- * up to a percent from the reference's; the others keep F32. */
+ * up to a percent from the reference's; the others keep the accuracy of F32. */
 typedef struct {
     const ops_t *ops;
     int (*is_supported)(void);

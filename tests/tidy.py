@@ -55,9 +55,9 @@ class Tidy:
             lines.pop()
         self.check_first_line(path, lines)
         self.check_lines(path, lines)
-        if path.endswith(".h"):
+        if path.endswith((".h", ".cuh")):
             self.check_guard(path, text)
-        if path.endswith((".c", ".cu")):
+        if path.endswith((".c", ".cu", ".cuh")):
             self.check_functions(path, lines)
         if len(lines) > FILE_MAX and not path.endswith(".def"):
             self.offend(path, len(lines), f"{len(lines)} lines; allowed are at most {FILE_MAX}")
@@ -139,7 +139,7 @@ class Tidy:
         if tool is None:
             print("clang-format-14 is not installed: formatting is not checked")
             return
-        sources = [path for path in files if path.endswith((".c", ".h"))]
+        sources = [path for path in files if path.endswith((".c", ".h", ".cu", ".cuh"))]
         for start in range(0, len(sources), 40):
             result = subprocess.run([tool, "--dry-run", *sources[start:start + 40]], cwd=self.root,
                                     capture_output=True, text=True)

@@ -1,8 +1,8 @@
-/* kernels/cpu/bf16.h - what the matrix products on bfloat16 share: how weights and rows of x lie in
- * memory, and the work of one call of a table's inner loop.
+/* kernels/cpu/bf16.h - of the matrix products on bfloat16: how weights and rows of x lie in memory,
+ * and the work of one call of the inner loop.
  *
  * Packed weights: [panel][k / 2][PANEL][2], k padded with zeros to whole K_STEPs and columns to
- * whole panels: pairs of k lie together, as VDPBF16PS and TDPBF16PS take them.  BF16 stays what it
+ * whole panels: pairs of k lie together, as VDPBF16PS takes them.  BF16 stays what it
  * is, F32 is rounded, FP8 stays FP8: a block of it becomes bfloat16 in scratch, multiplied
  * by its scales and rounded, whenever rows pass over it.
  *
@@ -37,7 +37,6 @@ typedef struct {
                          and inner loop; next_stride bytes from panel to panel */
     size_t next_stride;
     uint32_t next_lines;
-    int is_far; /* `to` is in memory, to be fetched meanwhile as well */
 } bf16_tile_t;
 
 /* The next `lines` of `next`, into L2; returns what follows them. */

@@ -2,8 +2,7 @@
  *
  * The including file has defined NAME; BLOCK_ROWS, the rows of x that lie together; LOOP_ROWS, the
  * rows that one inner loop takes; FEW_ROWS and FEW_PANELS (up to FEW_ROWS rows take FEW_PANELS
- * panels at a time); begin_tiles, end_tiles; multiply_panels(tile, rows, panels), which writes
- * whole_rows(rows) of the rows where they belong and as many more as it likes where scratch is.
+ * panels at a time); multiply_panels(tile, rows, panels).
  *
  * Many rows: for a group of panels, for each K_BLOCK, for each panel, all rows.  The block of the
  * panel stays in L1; this block's part of x and the sums of the group stay in L2; weights come from
@@ -131,11 +130,10 @@ static void expand_block(const tensor_t *w, uint32_t panel, uint32_t k, uint32_t
     }
 }
 
-static void store_rows(const gemm_t *gemm, uint32_t col, uint32_t first, const float *sums,
-                       uint32_t stride)
+static void store_rows(const gemm_t *gemm, uint32_t col, const float *sums, uint32_t stride)
 {
     uint32_t cols = gemm->w->rows - col < stride ? gemm->w->rows - col : stride;
-    for (uint32_t r = first; r < gemm->rows; r++) {
+    for (uint32_t r = 0; r < gemm->rows; r++) {
         size_t at = (size_t)(gemm->first_row + r) * gemm->out->stride + col;
         const float *from = sums + (size_t)r * stride;
         if (gemm->out->dtype == DTYPE_F32) {
@@ -193,20 +191,12 @@ static void multiply_block(const gemm_t *gemm, const group_t *group, uint32_t pa
     tile.from_stride = width;
     int is_last = k + tile.depth == gemm->depth;
     int is_direct = is_last && gemm->out->dtype == DTYPE_F32 && col + width <= gemm->w->rows;
-    uint32_t whole = is_direct ? whole_rows(gemm->rows) : 0;
-    if (whole > 0) {
-        bf16_tile_t direct = tile;
-        direct.to = row_f32(gemm->out, gemm->first_row) + col;
-        direct.to_stride = gemm->out->stride;
-        direct.is_far = 1;
-        multiply_panels(&direct, whole, group->wide);
+    if (is_direct) {
+        tile.to = row_f32(gemm->out, gemm->first_row) + col;
+        tile.to_stride = gemm->out->stride;
     }
-    if (whole == gemm->rows) return;
-    tile.x += whole / BLOCK_ROWS * tile.x_block;
-    tile.to += (size_t)whole * width;
-    if (tile.from) tile.from += (size_t)whole * width;
-    multiply_panels(&tile, gemm->rows - whole, group->wide);
-    if (is_last) store_rows(gemm, col, whole, sums, width);
+    multiply_panels(&tile, gemm->rows, group->wide);
+    if (is_last && !is_direct) store_rows(gemm, col, sums, width);
 }
 
 static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t last)
@@ -216,7 +206,6 @@ static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t l
     group_t group = { .last = first };
     group.sums = (float *)(void *)(gemm->scratch + (size_t)thread * THREAD_BYTES);
     group.weights = (uint16_t *)(void *)(group.sums + GROUP_PANELS * SUMS_FLOATS);
-    begin_tiles();
     while (group.last < last) {
         group.first = group.last;
         uint32_t left = last - group.first;
@@ -227,7 +216,6 @@ static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t l
             for (uint32_t panel = group.first; panel < group.last; panel += group.wide)
                 multiply_block(gemm, &group, panel, k);
     }
-    end_tiles();
 }
 
 /* One row, K_STEP values at a time, to where the inner loops look for it. */
@@ -303,25 +291,13 @@ int NAME(gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_
     return 0;
 }
 
-static tensor_t rows_of(const tensor_t *x, uint32_t first, uint32_t last)
-{
-    tensor_t part = *x;
-    part.data = (char *)x->data + (size_t)first * x->stride *
-                                      (x->dtype == DTYPE_F32    ? 4
-                                       : x->dtype == DTYPE_BF16 ? 2
-                                                                : 1);
-    part.rows = last - first;
-    if (x->scales) part.scales = x->scales + (size_t)first * x->scale_stride;
-    return part;
-}
-
 int NAME(grouped_gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
-                       const uint32_t *offsets, uint32_t groups)
+                       const groups_t *groups)
 {
-    for (uint32_t g = 0; g < groups; g++) {
-        if (offsets[g] == offsets[g + 1]) continue;
-        tensor_t part_out = rows_of(out, offsets[g], offsets[g + 1]),
-                 part_x = rows_of(x, offsets[g], offsets[g + 1]);
+    for (uint32_t g = 0; g < groups->count; g++) {
+        uint32_t first = groups->first[g], end = group_end(groups, g);
+        if (first == end) continue;
+        tensor_t part_out = rows_slice(out, first, end), part_x = rows_slice(x, first, end);
         int status = NAME(gemm)(q, &part_out, &part_x, &w[g]);
         if (status != 0) return status;
     }

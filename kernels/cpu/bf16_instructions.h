@@ -20,6 +20,7 @@ typedef struct {
 
 #define tile_zero(tile)                     _tile_zero(tile)
 #define tile_load(tile, from, stride_bytes) _tile_loadd(tile, from, stride_bytes)
+#define tile_load_once(tile, from, bytes)   _tile_stream_loadd(tile, from, bytes)
 #define tile_store(tile, to, stride_bytes)  _tile_stored(tile, to, stride_bytes)
 #define tile_multiply(sums, rows, columns)  _tile_dpbf16ps(sums, rows, columns)
 #define tile_configure(config)              _tile_loadconfig(config)
@@ -30,6 +31,7 @@ typedef struct {
 #else
 
 static _Thread_local float emulated_tiles[TILE_COUNT][TILE_ROWS][LANES];
+static _Thread_local uint8_t emulated_rows[TILE_COUNT];
 
 static inline void tile_zero(int tile)
 {
@@ -38,13 +40,18 @@ static inline void tile_zero(int tile)
 
 static inline void tile_load(int tile, const void *from, size_t stride_bytes)
 {
-    for (size_t r = 0; r < TILE_ROWS; r++)
+    for (size_t r = 0; r < emulated_rows[tile]; r++)
         memcpy(emulated_tiles[tile][r], (const char *)from + r * stride_bytes, TILE_ROW_BYTES);
+}
+
+static inline void tile_load_once(int tile, const void *from, size_t stride_bytes)
+{
+    tile_load(tile, from, stride_bytes);
 }
 
 static inline void tile_store(int tile, void *to, size_t stride_bytes)
 {
-    for (size_t r = 0; r < TILE_ROWS; r++)
+    for (size_t r = 0; r < emulated_rows[tile]; r++)
         memcpy((char *)to + r * stride_bytes, emulated_tiles[tile][r], TILE_ROW_BYTES);
 }
 
@@ -58,7 +65,7 @@ static inline __m512 dot_pairs(__m512 sums, __m512i a, __m512i b)
 
 static inline void tile_multiply(int sums, int rows, int columns)
 {
-    for (uint32_t r = 0; r < TILE_ROWS; r++) {
+    for (uint32_t r = 0; r < emulated_rows[sums]; r++) {
         __m512 sum = vector_load(emulated_tiles[sums][r]);
         for (uint32_t pair = 0; pair < LANES; pair++) {
             int32_t factor;
@@ -73,6 +80,7 @@ static inline void tile_multiply(int sums, int rows, int columns)
 static inline void tile_configure(const tile_config_t *config)
 {
     memset(emulated_tiles, 0xff, sizeof emulated_tiles);
+    memcpy(emulated_rows, config->rows, sizeof emulated_rows);
 }
 
 static inline void tile_release(void)

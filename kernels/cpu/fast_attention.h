@@ -267,30 +267,35 @@ static void prefill_part(void *context, uint32_t thread, uint32_t first, uint32_
                      self->scratch + thread * self->scratch_floats);
 }
 
-int NAME(mha_prefill)(queue_t *q, const tensor_t *out, const tensor_t *query, const tensor_t *kv,
-                      const tensor_t *k_rope, const heads_t *heads, uint32_t first_position)
+static int prefill_sequence(queue_t *q, const prefill_call_t *sequence)
 {
-    if (out->dtype != DTYPE_F32 || query->dtype != DTYPE_F32 || kv->dtype == DTYPE_F8E4M3 ||
-        k_rope->dtype == DTYPE_F8E4M3)
-        return judge_mha_prefill(q, out, query, kv, k_rope, heads, first_position);
-    if (query->cols != heads->heads * (heads->nope + heads->rope) || k_rope->cols != heads->rope ||
-        kv->cols != heads->heads * (heads->nope + heads->value) ||
-        out->cols != heads->heads * heads->value || kv->rows < first_position + query->rows ||
-        k_rope->rows < first_position + query->rows)
-        return EINVAL;
+    const heads_t *heads = sequence->heads;
     queue_reset(q);
-    prefill_t self = { .out = out,
-                       .query = query,
-                       .kv = kv,
-                       .k_rope = k_rope,
+    prefill_t self = { .out = &sequence->out,
+                       .query = &sequence->query,
+                       .kv = &sequence->kv,
+                       .k_rope = &sequence->k_rope,
                        .heads = heads,
-                       .first_position = first_position,
-                       .row_blocks = (query->rows + QUERY_ROWS - 1) / QUERY_ROWS };
+                       .first_position = sequence->first_position,
+                       .row_blocks = (sequence->query.rows + QUERY_ROWS - 1) / QUERY_ROWS };
     self.scratch_floats = (size_t)KEYS * (heads->nope + heads->rope + heads->value);
     self.scratch = queue_take(q, queue_threads(q) * self.scratch_floats * sizeof(float));
     if (!self.scratch) return ENOMEM;
     queue_share(q, self.row_blocks * heads->heads, 1, prefill_part, &self);
     return 0;
+}
+
+int NAME(mha_prefill)(queue_t *q, const tensor_t *out, const tensor_t *query, const tensor_t *kv,
+                      const tensor_t *k_rope, const heads_t *heads, const sequence_t *sequences,
+                      uint32_t count)
+{
+    if (out->dtype != DTYPE_F32 || query->dtype != DTYPE_F32 || kv->dtype == DTYPE_F8E4M3 ||
+        k_rope->dtype == DTYPE_F8E4M3)
+        return judge_mha_prefill(q, out, query, kv, k_rope, heads, sequences, count);
+    const prefill_call_t step = {
+        .out = *out, .query = *query, .kv = *kv, .k_rope = *k_rope, .heads = heads
+    };
+    return judge_prefill_each(q, &step, sequences, count, prefill_sequence);
 }
 
 typedef struct {

@@ -31,12 +31,15 @@ static void multiply_row(const float *x, float factor, const float *weights, uin
     }
 }
 
-int NAME(add_rmsnorm)(queue_t *q, const tensor_t *out, const tensor_t *residual, const tensor_t *x,
-                      const tensor_t *weight, float eps)
+int NAME(add_rmsnorm)(queue_t *q, const tensor_t *out, const tensor_t *quantised,
+                      const tensor_t *residual, const tensor_t *x, const tensor_t *weight,
+                      float eps)
 {
-    if (residual->dtype != DTYPE_F32) return judge_add_rmsnorm(q, out, residual, x, weight, eps);
-    if (out->cols != residual->cols || weight->cols != residual->cols ||
-        out->rows != residual->rows)
+    if (residual->dtype != DTYPE_F32)
+        return judge_add_rmsnorm(q, out, quantised, residual, x, weight, eps);
+    if (weight->cols != residual->cols) return EINVAL;
+    if (out && (out->cols != residual->cols || out->rows != residual->rows)) return EINVAL;
+    if (quantised && (quantised->cols != residual->cols || quantised->rows != residual->rows))
         return EINVAL;
     if (x && (x->cols != residual->cols || x->rows != residual->rows)) return EINVAL;
     queue_reset(q);
@@ -53,7 +56,8 @@ int NAME(add_rmsnorm)(queue_t *q, const tensor_t *out, const tensor_t *residual,
         }
         float factor = 1.0F / sqrtf(sum_of_squares(sums, cols) / (float)cols + eps);
         multiply_row(sums, factor, weights, cols, row);
-        row_store(out, r, row);
+        if (out) row_store(out, r, row);
+        if (quantised) row_store(quantised, r, row);
     }
     return 0;
 }
@@ -62,7 +66,7 @@ int NAME(rmsnorm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tens
                   float eps)
 {
     if (x->dtype != DTYPE_F32) return judge_rmsnorm(q, out, x, weight, eps);
-    return NAME(add_rmsnorm)(q, out, x, NULL, weight, eps);
+    return NAME(add_rmsnorm)(q, out, NULL, x, NULL, weight, eps);
 }
 
 static void silu_mul_row(float *both, uint32_t count)
@@ -90,6 +94,18 @@ int NAME(silu_mul)(queue_t *q, const tensor_t *out, const tensor_t *gate_up)
     return 0;
 }
 
+int NAME(grouped_silu_mul)(queue_t *q, const tensor_t *out, const tensor_t *gate_up,
+                           const groups_t *groups)
+{
+    for (uint32_t g = 0; g < groups->count; g++) {
+        tensor_t part_out = rows_slice(out, groups->first[g], group_end(groups, g)),
+                 part_x = rows_slice(gate_up, groups->first[g], group_end(groups, g));
+        int status = NAME(silu_mul)(q, &part_out, &part_x);
+        if (status != 0) return status;
+    }
+    return 0;
+}
+
 /* The same multiplications and additions as the judge's, so that the two agree to the bit. */
 int NAME(combine)(queue_t *q, const tensor_t *out, const tensor_t *rows, const uint32_t *index,
                   const float *weights, uint32_t top_k)
@@ -102,6 +118,7 @@ int NAME(combine)(queue_t *q, const tensor_t *out, const tensor_t *rows, const u
     for (uint32_t t = 0; t < out->rows; t++)
         for (uint32_t k = 0; k < top_k; k++) {
             uint32_t from = index[(size_t)t * top_k + k];
+            if (from == NO_ROW) continue;
             if (from >= rows->rows) return ERANGE;
             expand_activation_row(rows, from, row);
             float *sum = row_f32(out, t), weight = weights[(size_t)t * top_k + k];

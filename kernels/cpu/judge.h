@@ -12,4 +12,18 @@
 #include "../ops.def"
 #undef OP
 
+/* One sequence of mha_prefill: query rows are its tokens first_position.., kv and k_rope all that
+ * they see. */
+typedef struct {
+    tensor_t out, query, kv, k_rope;
+    const heads_t *heads;
+    uint32_t first_position;
+} prefill_call_t;
+
+typedef int (*prefill_attend_t)(queue_t *q, const prefill_call_t *sequence);
+
+/* Checks the step's tensors and calls `attend` for each sequence's part of them. */
+int judge_prefill_each(queue_t *q, const prefill_call_t *step, const sequence_t *sequences,
+                       uint32_t count, prefill_attend_t attend);
+
 #endif

@@ -70,17 +70,20 @@ int judge_kv_write(queue_t *q, const cache_t *cache, const tensor_t *kv, const t
 }
 
 int judge_kv_gather(queue_t *q, const tensor_t *latent, const tensor_t *rope, const cache_t *cache,
-                    const uint32_t *blocks, uint32_t first, uint32_t count)
+                    const sequence_t *sequences, uint32_t count)
 {
     if (latent->cols != cache->latent || rope->cols != cache->rope) return EINVAL;
-    if (latent->rows < count || rope->rows < count) return EINVAL;
     queue_reset(q);
     float *row = queue_take(q, ((size_t)cache->latent + cache->rope) * sizeof *row);
     if (!row) return ENOMEM;
-    for (uint32_t i = 0; i < count; i++) {
-        cache_load(cache, blocks, first + i, row);
-        row_store(latent, i, row);
-        row_store(rope, i, row + cache->latent);
+    for (uint32_t s = 0; s < count; s++) {
+        uint32_t first = sequences[s].first_key, keys = sequence_keys(&sequences[s]);
+        if (latent->rows < first + keys || rope->rows < first + keys) return EINVAL;
+        for (uint32_t i = 0; i < keys; i++) {
+            cache_load(cache, sequences[s].blocks, i, row);
+            row_store(latent, first + i, row);
+            row_store(rope, first + i, row + cache->latent);
+        }
     }
     return 0;
 }
@@ -140,17 +143,13 @@ static void attend_prefill(const attention_room_t *room, const heads_t *heads, u
     }
 }
 
-int judge_mha_prefill(queue_t *q, const tensor_t *out, const tensor_t *query, const tensor_t *kv,
-                      const tensor_t *k_rope, const heads_t *heads, uint32_t first_position)
+static int attend_sequence(queue_t *q, const prefill_call_t *sequence)
 {
-    if (query->cols != heads->heads * (heads->nope + heads->rope) || k_rope->cols != heads->rope ||
-        kv->cols != heads->heads * (heads->nope + heads->value) ||
-        out->cols != heads->heads * heads->value || kv->rows < first_position + query->rows ||
-        k_rope->rows < kv->rows)
-        return EINVAL;
+    const tensor_t *query = &sequence->query, *kv = &sequence->kv;
+    const heads_t *heads = sequence->heads;
     queue_reset(q);
     attention_room_t room = { .query = queue_take(q, query->cols * sizeof(float)),
-                              .out = queue_take(q, out->cols * sizeof(float)),
+                              .out = queue_take(q, sequence->out.cols * sizeof(float)),
                               .scores = queue_take(q, kv->rows * sizeof(double)),
                               .sums = queue_take(q, heads->value * sizeof(double)),
                               .kv = queue_take(q, (size_t)kv->rows * kv->cols * sizeof(float)),
@@ -160,14 +159,51 @@ int judge_mha_prefill(queue_t *q, const tensor_t *out, const tensor_t *query, co
         return ENOMEM;
     for (uint32_t s = 0; s < kv->rows; s++) {
         row_load(kv, s, room.kv + (size_t)s * kv->cols);
-        row_load(k_rope, s, room.k_rope + (size_t)s * heads->rope);
+        row_load(&sequence->k_rope, s, room.k_rope + (size_t)s * heads->rope);
     }
     for (uint32_t r = 0; r < query->rows; r++) {
         row_load(query, r, room.query);
-        attend_prefill(&room, heads, first_position + r + 1);
-        row_store(out, r, room.out);
+        attend_prefill(&room, heads, sequence->first_position + r + 1);
+        row_store(&sequence->out, r, room.out);
     }
     return 0;
+}
+
+int judge_prefill_each(queue_t *q, const prefill_call_t *step, const sequence_t *sequences,
+                       uint32_t count, prefill_attend_t attend)
+{
+    const tensor_t *query = &step->query, *kv = &step->kv;
+    const heads_t *heads = step->heads;
+    if (query->cols != heads->heads * (heads->nope + heads->rope) ||
+        step->k_rope.cols != heads->rope ||
+        kv->cols != heads->heads * (heads->nope + heads->value) ||
+        step->out.cols != heads->heads * heads->value || step->out.rows != query->rows ||
+        step->k_rope.rows < kv->rows)
+        return EINVAL;
+    for (uint32_t s = 0; s < count; s++) {
+        if (!sequence_fits(&sequences[s], query, kv)) return EINVAL;
+        uint32_t row = sequences[s].first_row, row_end = row + sequences[s].rows;
+        uint32_t key = sequences[s].first_key, key_end = key + sequence_keys(&sequences[s]);
+        prefill_call_t sequence = { .out = rows_slice(&step->out, row, row_end),
+                                    .query = rows_slice(query, row, row_end),
+                                    .kv = rows_slice(kv, key, key_end),
+                                    .k_rope = rows_slice(&step->k_rope, key, key_end),
+                                    .heads = heads,
+                                    .first_position = sequences[s].first_position };
+        int status = attend(q, &sequence);
+        if (status != 0) return status;
+    }
+    return 0;
+}
+
+int judge_mha_prefill(queue_t *q, const tensor_t *out, const tensor_t *query, const tensor_t *kv,
+                      const tensor_t *k_rope, const heads_t *heads, const sequence_t *sequences,
+                      uint32_t count)
+{
+    const prefill_call_t step = {
+        .out = *out, .query = *query, .kv = *kv, .k_rope = *k_rope, .heads = heads
+    };
+    return judge_prefill_each(q, &step, sequences, count, attend_sequence);
 }
 
 /* The first cols of `head` values each: W_UK rows turn a query around, W_UV rows bring a latent

@@ -61,24 +61,13 @@ int judge_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_
     return 0;
 }
 
-/* The rows first .. last of a tensor, as a tensor. */
-static tensor_t slice(const tensor_t *x, uint32_t first, uint32_t last)
-{
-    static const size_t sizes[] = { [DTYPE_F32] = 4, [DTYPE_BF16] = 2, [DTYPE_F8E4M3] = 1 };
-    tensor_t part = *x;
-    part.data = (char *)x->data + (size_t)first * x->stride * sizes[x->dtype];
-    part.rows = last - first;
-    if (x->scales) part.scales = x->scales + (size_t)first * x->scale_stride;
-    return part;
-}
-
 int judge_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
-                       const uint32_t *offsets, uint32_t groups)
+                       const groups_t *groups)
 {
-    for (uint32_t g = 0; g < groups; g++) {
-        if (offsets[g] == offsets[g + 1]) continue;
-        tensor_t part_out = slice(out, offsets[g], offsets[g + 1]),
-                 part_x = slice(x, offsets[g], offsets[g + 1]);
+    for (uint32_t g = 0; g < groups->count; g++) {
+        uint32_t first = groups->first[g], end = group_end(groups, g);
+        if (first == end) continue;
+        tensor_t part_out = rows_slice(out, first, end), part_x = rows_slice(x, first, end);
         int status = judge_gemm(q, &part_out, &part_x, &w[g]);
         if (status != 0) return status;
     }

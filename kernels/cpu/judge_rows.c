@@ -63,11 +63,14 @@ int judge_add(queue_t *q, const tensor_t *residual, const tensor_t *x)
     return 0;
 }
 
-int judge_add_rmsnorm(queue_t *q, const tensor_t *out, const tensor_t *residual, const tensor_t *x,
-                      const tensor_t *weight, float eps)
+int judge_add_rmsnorm(queue_t *q, const tensor_t *out, const tensor_t *quantised,
+                      const tensor_t *residual, const tensor_t *x, const tensor_t *weight,
+                      float eps)
 {
     int status = x ? judge_add(q, residual, x) : 0;
-    return status != 0 ? status : judge_rmsnorm(q, out, residual, weight, eps);
+    if (status == 0 && out) status = judge_rmsnorm(q, out, residual, weight, eps);
+    if (status == 0 && quantised) status = judge_rmsnorm(q, quantised, residual, weight, eps);
+    return status;
 }
 
 int judge_silu_mul(queue_t *q, const tensor_t *out, const tensor_t *gate_up)
@@ -88,6 +91,18 @@ int judge_silu_mul(queue_t *q, const tensor_t *out, const tensor_t *gate_up)
     return 0;
 }
 
+int judge_grouped_silu_mul(queue_t *q, const tensor_t *out, const tensor_t *gate_up,
+                           const groups_t *groups)
+{
+    for (uint32_t g = 0; g < groups->count; g++) {
+        tensor_t part_out = rows_slice(out, groups->first[g], group_end(groups, g)),
+                 part_x = rows_slice(gate_up, groups->first[g], group_end(groups, g));
+        int status = judge_silu_mul(q, &part_out, &part_x);
+        if (status != 0) return status;
+    }
+    return 0;
+}
+
 int judge_gather_rows(queue_t *q, const tensor_t *out, const tensor_t *x, const uint32_t *index)
 {
     if (out->cols != x->cols) return EINVAL;
@@ -95,6 +110,7 @@ int judge_gather_rows(queue_t *q, const tensor_t *out, const tensor_t *x, const 
     float *row = queue_take(q, x->cols * sizeof *row);
     if (!row) return ENOMEM;
     for (uint32_t r = 0; r < out->rows; r++) {
+        if (index[r] == NO_ROW) continue;
         if (index[r] >= x->rows) return ERANGE;
         row_load(x, index[r], row);
         row_store(out, r, row);
@@ -130,6 +146,7 @@ int judge_combine(queue_t *q, const tensor_t *out, const tensor_t *rows, const u
         for (uint32_t k = 0; k < top_k; k++) {
             uint32_t from = index[(size_t)t * top_k + k];
             float weight = weights[(size_t)t * top_k + k];
+            if (from == NO_ROW) continue;
             if (from >= rows->rows) return ERANGE;
             row_load(rows, from, row);
             for (uint32_t i = 0; i < out->cols; i++) sum[i] += weight * row[i];

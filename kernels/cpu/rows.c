@@ -96,3 +96,13 @@ void cache_store(const cache_t *cache, const uint32_t *blocks, uint32_t position
     else
         store_bf16((uint16_t *)cache->data + at, cols, values);
 }
+
+tensor_t rows_slice(const tensor_t *x, uint32_t first, uint32_t end)
+{
+    static const size_t sizes[] = { [DTYPE_F32] = 4, [DTYPE_BF16] = 2, [DTYPE_F8E4M3] = 1 };
+    tensor_t part = *x;
+    part.data = (char *)x->data + (size_t)first * x->stride * sizes[x->dtype];
+    part.rows = end - first;
+    if (x->scales) part.scales = x->scales + (size_t)first * x->scale_stride;
+    return part;
+}

@@ -20,6 +20,29 @@ static inline float *row_f32(const tensor_t *x, uint32_t row)
     return (float *)x->data + (size_t)row * x->stride;
 }
 
+/* The rows first .. end - 1 of an activation tensor, as a tensor. */
+tensor_t rows_slice(const tensor_t *x, uint32_t first, uint32_t end);
+
+/* How many tokens the last row of a sequence sees. */
+static inline uint32_t sequence_keys(const sequence_t *sequence)
+{
+    return sequence->first_position + sequence->rows;
+}
+
+/* Its rows and its keys lie inside these tensors. */
+static inline int sequence_fits(const sequence_t *sequence, const tensor_t *query,
+                                const tensor_t *kv)
+{
+    return sequence->first_row + sequence->rows <= query->rows &&
+           sequence->first_key + sequence_keys(sequence) <= kv->rows;
+}
+
+/* One past the last row of a group. */
+static inline uint32_t group_end(const groups_t *groups, uint32_t group)
+{
+    return groups->rows ? groups->first[group] + groups->rows[group] : groups->first[group + 1];
+}
+
 /* The latent + rope values of the cache row of the token at `position` of the sequence with these
  * blocks. */
 void cache_load(const cache_t *cache, const uint32_t *blocks, uint32_t position, float *out);

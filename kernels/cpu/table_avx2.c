@@ -25,8 +25,11 @@ const ops_t ops_avx2 = {
     .absorb_value = avx2_absorb_value,
     .gate = avx2_gate,
     .silu_mul = avx2_silu_mul,
+    .grouped_silu_mul = avx2_grouped_silu_mul,
+    .route = judge_route,
     .gather_rows = judge_gather_rows,
     .combine = avx2_combine,
     .cast = judge_cast,
     .copy_blocks = judge_copy_blocks,
+    .sample = judge_sample,
 };

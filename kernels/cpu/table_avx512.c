@@ -26,8 +26,11 @@ const ops_t ops_avx512 = {
     .absorb_value = avx512_absorb_value,
     .gate = avx512_gate,
     .silu_mul = avx512_silu_mul,
+    .grouped_silu_mul = avx512_grouped_silu_mul,
+    .route = judge_route,
     .gather_rows = judge_gather_rows,
     .combine = avx512_combine,
     .cast = judge_cast,
     .copy_blocks = judge_copy_blocks,
+    .sample = judge_sample,
 };

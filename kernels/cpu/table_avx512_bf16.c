@@ -6,19 +6,6 @@
 /* Three rows by eight vectors, or twelve by two, use 24 registers for sums. */
 enum { BLOCK_ROWS = 12, LOOP_ROWS = BLOCK_ROWS, FEW_ROWS = 3, FEW_PANELS = 4 };
 
-static void begin_tiles(void)
-{
-}
-
-static void end_tiles(void)
-{
-}
-
-static uint32_t whole_rows(uint32_t rows)
-{
-    return rows;
-}
-
 INLINE __m512i broadcast_pair(const uint16_t *pair)
 {
     int32_t bits;
@@ -124,8 +111,11 @@ const ops_t ops_avx512_bf16 = {
     .absorb_value = avx512_absorb_value,
     .gate = avx512_gate,
     .silu_mul = avx512_silu_mul,
+    .grouped_silu_mul = avx512_grouped_silu_mul,
+    .route = judge_route,
     .gather_rows = judge_gather_rows,
     .combine = avx512_combine,
     .cast = judge_cast,
     .copy_blocks = judge_copy_blocks,
+    .sample = judge_sample,
 };

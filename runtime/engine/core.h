@@ -40,6 +40,8 @@ typedef struct {
     err_t (*step)(void *core, const engine_row_t *rows, uint32_t row_count,
                   engine_result_t *results, uint32_t results_max, uint32_t *result_count,
                   uint64_t *model_us);
+    /* How long the step would take on the modelled machine; us.  NULL: not known before it ran. */
+    uint64_t (*step_us)(const void *core, const engine_row_t *rows, uint32_t row_count);
     /* Nothing to do: take part in steps of the other ranks, until *word differs from `seen` or
      * wait_us have passed. */
     void (*idle)(void *core, const uint32_t *word, uint32_t seen, uint64_t wait_us);

@@ -56,7 +56,7 @@ typedef struct {
     queue_t *queue;
     ep_group_t *group; /* NULL: a group of one */
     graph_t *graph;
-    sample_scratch_t *scratch;
+    sampler_t sampler;
 } engine_t;
 
 /* ---- opened and closed ---- */
@@ -76,7 +76,6 @@ static void close_engine(void **core)
     ep_group_destroy(&self->group);
     queue_destroy(&self->queue);
     model_destroy(&self->model);
-    sample_scratch_destroy(&self->scratch);
     for (uint32_t i = 0; self->slots && i < self->options.limits.slots; i++) {
         free(self->slots[i].tokens);
         free(self->slots[i].blocks);
@@ -120,8 +119,7 @@ static bool make_passes(engine_t *self)
     size_t vocab = self->model->config.vocab;
     self->first_logits = calloc(limits->sequences_max, sizeof *self->first_logits);
     self->logits = calloc(limits->rows_max, vocab * sizeof *self->logits);
-    self->scratch = sample_scratch_new((uint32_t)vocab);
-    return self->first_logits && self->logits && self->scratch;
+    return self->first_logits && self->logits;
 }
 
 static uint32_t ranks_of(const engine_core_options_t *options)
@@ -218,6 +216,7 @@ static err_t open_graph(engine_t *self, const ops_t *ops, error_text_t *why)
                  limits->slots, limits->context_max);
         return ERR_NO_SPACE;
     }
+    self->sampler = (sampler_t){ ops, self->queue, self->model->config.vocab };
     graph_options_t graph = { .model = self->model,
                               .ops = ops,
                               .queue = self->queue,
@@ -461,8 +460,8 @@ static void report_prompt(engine_t *self, const engine_row_t *row, uint32_t posi
 {
     const slot_t *slot = &self->slots[row->slot];
     engine_result_t *result = add_result(results, row->slot, position + 1);
-    sample_logprobs(self->scratch, logits, self->model->config.vocab, slot->tokens[position + 1],
-                    slot->sampling.top_logprobs, result);
+    sample_logprobs(&self->sampler, logits, slot->tokens[position + 1], slot->sampling.top_logprobs,
+                    result);
     result->is_prompt = 1;
 }
 
@@ -479,7 +478,7 @@ static void choose_token(engine_t *self, const engine_row_t *row, const float *l
                                  .bias_ids = slot->bias_ids,
                                  .bias_values = slot->bias_values,
                                  .bias_count = slot->bias_count };
-    sample_token(self->scratch, logits, self->model->config.vocab, &context, result);
+    sample_token(&self->sampler, logits, &context, result);
     slot->tokens[slot->token_count++] = result->token;
 }
 

@@ -7,6 +7,8 @@
  */
 #include "stub.h"
 
+#include "timings.h"
+
 #include <errno.h>
 #include <linux/futex.h>
 #include <stdio.h>
@@ -37,6 +39,7 @@ typedef struct {
     uint32_t blocks_max; /* of one slot */
     slot_t *slots;
     uint64_t violations;
+    timings_t timings; /* empty: engine.stub_token_us and stub_prefill_token_ns say it */
 } stub_t;
 
 /* ---- the oracle ----------------------------------------------------------------------------- */
@@ -125,6 +128,11 @@ static err_t open_stub(void **core, const engine_core_options_t *options, error_
     stub_t *self = calloc(1, sizeof *self);
     if (!self) return ERR_NO_SPACE;
     self->options = *options;
+    const char *timings = options->config->engine.stub_timings;
+    if (timings[0] && timings_read(&self->timings, timings, why)) {
+        free(self);
+        return ERR_MODEL;
+    }
     engine_stub_vocabulary(options->config, &self->vocab, &self->end_token);
     self->blocks_max = options->limits.context_max / BLOCK_TOKENS + 1;
     self->slots = calloc(options->limits.slots, sizeof *self->slots);
@@ -291,6 +299,26 @@ static void sleep_us(uint64_t us)
     while (nanosleep(&rest, &rest) != 0 && errno == EINTR) continue;
 }
 
+static uint64_t step_us(const void *core, const engine_row_t *rows, uint32_t row_count)
+{
+    const stub_t *self = core;
+    const config_t *config = self->options.config;
+    uint64_t prompt_rows = 0, prompt_keys = 0, decode_rows = 0, decode_keys = 0;
+    for (uint32_t i = 0; i < row_count; i++) {
+        bool is_prompt = rows[i].count > 1;
+        *(is_prompt ? &prompt_rows : &decode_rows) += rows[i].count;
+        *(is_prompt ? &prompt_keys : &decode_keys) += rows[i].first + rows[i].count;
+    }
+    if (self->timings.decode.count > 0)
+        return (uint64_t)((double)config->engine.stub_layers *
+                          (step_table_us(&self->timings.prefill, (double)prompt_rows,
+                                         (double)prompt_keys) +
+                           step_table_us(&self->timings.decode, (double)decode_rows,
+                                         (double)decode_keys)));
+    return (decode_rows ? (uint64_t)config->engine.stub_token_us : 0) +
+           prompt_rows * (uint64_t)config->engine.stub_prefill_token_ns / 1000;
+}
+
 /* Nothing is written before all rows are known to be sound.  A slot has at most one row in a step.
  */
 static err_t step(void *core, const engine_row_t *rows, uint32_t row_count,
@@ -306,7 +334,7 @@ static err_t step(void *core, const engine_row_t *rows, uint32_t row_count,
     results_t list = { .items = results, .max = results_max };
     for (uint32_t i = 0; i < row_count; i++) run_row(self, &rows[i], &list);
     *result_count = list.count;
-    *model_us = engine_stub_step_us(self->options.config, rows, row_count);
+    *model_us = step_us(self, rows, row_count);
     return ERR_OK;
 }
 
@@ -347,6 +375,7 @@ static uint32_t end_tokens(const void *core, const uint32_t **ids)
         .append = append,            \
         .release = release,          \
         .step = stepping,            \
+        .step_us = step_us,          \
         .idle = idle,                \
         .end_tokens = end_tokens,    \
     }

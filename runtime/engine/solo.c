@@ -18,7 +18,6 @@ struct solo {
     const ops_t *ops;
     queue_t *queue;
     graph_t *graph;
-    sample_scratch_t *scratch;
     void *cache;
     size_t cache_bytes;
     uint32_t context_max;
@@ -50,11 +49,9 @@ static bool make_memory(solo_t *self, uint32_t threads)
     self->blocks = calloc(blocks, sizeof *self->blocks);
     self->tokens = calloc(self->context_max, sizeof *self->tokens);
     self->logits = calloc(config->vocab, sizeof *self->logits);
-    self->scratch = sample_scratch_new(config->vocab);
     self->queue = queue_new_cpu(graph_queue_bytes(config, CHUNK_ROWS, self->context_max), threads);
     for (uint32_t i = 0; self->blocks && i < blocks; i++) self->blocks[i] = i;
-    return self->cache && self->blocks && self->tokens && self->logits && self->scratch &&
-           self->queue;
+    return self->cache && self->blocks && self->tokens && self->logits && self->queue;
 }
 
 static err_t open_solo(solo_t *self, const solo_options_t *options, error_text_t *why)
@@ -104,7 +101,6 @@ void solo_destroy(solo_t **self)
     if (!closing) return;
     graph_destroy(&closing->graph);
     queue_destroy(&closing->queue);
-    sample_scratch_destroy(&closing->scratch);
     model_destroy(&closing->model);
     if (closing->cache) munmap(closing->cache, closing->cache_bytes);
     free(closing->blocks);
@@ -169,17 +165,16 @@ static err_t prefill(solo_t *self)
 static solo_token_t choose(solo_t *self, const solo_request_t *request, uint32_t index)
 {
     engine_result_t result = { 0 };
-    uint32_t vocab = self->model->config.vocab;
+    const sampler_t sampler = { self->ops, self->queue, self->model->config.vocab };
     sample_context_t context = { .sampling = &request->sampling,
                                  .tokens = self->tokens,
                                  .token_count = self->token_count,
                                  .generated = index };
-    sample_token(self->scratch, self->logits, vocab, &context, &result);
+    sample_token(&sampler, self->logits, &context, &result);
     solo_token_t token = { .index = index,
                            .id = result.token,
                            .logit = self->logits[result.token] };
-    sample_logprobs(self->scratch, self->logits, vocab, result.token,
-                    request->sampling.top_logprobs, &result);
+    sample_logprobs(&sampler, self->logits, result.token, request->sampling.top_logprobs, &result);
     token.top_count = result.top_count;
     for (uint32_t i = 0; i < result.top_count; i++) {
         token.top_ids[i] = result.top_ids[i];

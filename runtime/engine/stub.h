@@ -31,16 +31,4 @@ void engine_stub_vocabulary(const config_t *config, uint32_t *vocab, uint32_t *e
 /* Steps that found a KV entry other than the sequence's tokens demand: wrong, missing or stale. */
 uint64_t engine_stub_violations(const void *core);
 
-/* How long a step takes on the modelled machine; us. */
-static inline uint64_t engine_stub_step_us(const config_t *config, const engine_row_t *rows,
-                                           uint32_t row_count)
-{
-    uint64_t prefill_tokens = 0, decode_us = 0;
-    for (uint32_t i = 0; i < row_count; i++) {
-        if (rows[i].count > 1) prefill_tokens += rows[i].count;
-        if (rows[i].count == 1) decode_us = (uint64_t)config->engine.stub_token_us;
-    }
-    return decode_us + prefill_tokens * (uint64_t)config->engine.stub_prefill_token_ns / 1000;
-}
-
 #endif

@@ -265,15 +265,13 @@ static bool run_experts(graph_t *self, const layer_t *layer, const ep_work_t *wo
 {
     const ops_t *ops = self->options.ops;
     queue_t *q = self->options.queue;
-    uint32_t experts = self->options.model->experts_here;
     tensor_t gate_up = graph_head(&self->expert_gate_up, work->count);
     tensor_t activated = graph_head(&self->expert_activated, work->count);
     if (!work->count) return true;
-    return !ops->grouped_gemm(q, &gate_up, &work->rows, layer->expert_gate_up, work->offsets,
-                              experts) &&
+    groups_t groups = { .first = work->offsets, .count = self->options.model->experts_here };
+    return !ops->grouped_gemm(q, &gate_up, &work->rows, layer->expert_gate_up, &groups) &&
            !ops->silu_mul(q, &activated, &gate_up) &&
-           !ops->grouped_gemm(q, &work->outputs, &activated, layer->expert_down, work->offsets,
-                              experts);
+           !ops->grouped_gemm(q, &work->outputs, &activated, layer->expert_down, &groups);
 }
 
 static err_t mix_experts(graph_t *self, const layer_t *layer, uint32_t rows)
@@ -302,7 +300,7 @@ static bool enter_branch(graph_t *self, const tensor_t *weight, uint32_t rows, b
 {
     tensor_t normed = graph_head(&self->normed, rows), residual = graph_head(&self->residual, rows);
     tensor_t branch = graph_head(&self->branch, rows);
-    return !self->options.ops->add_rmsnorm(self->options.queue, &normed, &residual,
+    return !self->options.ops->add_rmsnorm(self->options.queue, &normed, NULL, &residual,
                                            has_branch ? &branch : NULL, weight,
                                            self->options.model->config.rms_eps);
 }

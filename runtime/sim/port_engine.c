@@ -87,7 +87,7 @@ static void begin_step(sim_t *self, actor_t *node)
     engine_port_t *port = node->engine;
     command_t *command = port->head;
     uint64_t step_us =
-        engine_stub_step_us(&self->config, command->array, command->count) + LEAST_STEP_US;
+        self->options.engine->step_us(port->core, command->array, command->count) + LEAST_STEP_US;
     step_us += random_below(self, step_us / 4 + 1);
     if (random_chance(self, self->options.engine_slow_rate)) step_us *= 1 + random_below(self, 50);
     if (command->error == ERR_OK && random_chance(self, self->options.engine_failure_rate)) {

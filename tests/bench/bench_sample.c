@@ -33,7 +33,7 @@ static void fill(float *logits)
 
 static double time_sampling(const float *logits, const sampling_t *sampling)
 {
-    sample_scratch_t *scratch = sample_scratch_new(VOCAB);
+    sampler_t sampler = { &ops_judge, queue_new_cpu((size_t)VOCAB * 24, 1), VOCAB };
     engine_result_t out;
     double start = now_us();
     for (uint32_t i = 0; i < ROUNDS; i++) {
@@ -41,11 +41,11 @@ static double time_sampling(const float *logits, const sampling_t *sampling)
         sample_context_t context = {
             .sampling = sampling, .tokens = tokens, .token_count = i, .generated = i
         };
-        sample_token(scratch, logits, VOCAB, &context, &out);
+        sample_token(&sampler, logits, &context, &out);
         tokens[i] = out.token;
     }
     double each = (now_us() - start) / ROUNDS;
-    sample_scratch_destroy(&scratch);
+    queue_destroy(&sampler.queue);
     return each;
 }
 

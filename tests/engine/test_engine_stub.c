@@ -4,12 +4,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
 #include "../../runtime/engine/stub.h"
+#include "../../runtime/engine/timings.h"
 
 enum { BLOCKS = 16, SLOTS = 4, ROWS = 256, BYTES = BLOCK_TOKENS * STUB_ENTRY_BYTES };
 
@@ -245,6 +247,67 @@ static void test_engine_stub_idle_returns_at_once_when_the_word_has_changed(void
     bench_destroy(bench);
 }
 
+static const char *write_timings(const char *text)
+{
+    static const char path[] = "test_engine_stub.csv";
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+    return path;
+}
+
+/* Would be broken: a planner's simulated machine would not take the times that were measured. */
+static void test_timings_give_a_step_its_time(void **unused)
+{
+    bench_t bench = { .pool = calloc(BLOCKS, BYTES) };
+    error_text_t why;
+    engine_core_options_t options = { .config = &bench.config,
+                                      .self = { ROLE_decode_worker, 0 },
+                                      .limits = { SLOTS, ROWS, SLOTS, 512 },
+                                      .pool = bench.pool,
+                                      .blocks = BLOCKS,
+                                      .block_bytes = BYTES,
+                                      .directory = "" };
+    bench.config.engine.stub_layers = 10;
+    snprintf(bench.config.engine.stub_timings, sizeof bench.config.engine.stub_timings, "%s",
+             write_timings("op,shape,rows,keys,us,bytes,operations,anchor_us\n"
+                           "gemm,\"64x64, x\",0,0,3.5,1,1,0\n"
+                           "layer_decode,\"rows 1, context 100\",1,100,20,1,1,0\n"
+                           "layer_decode,\"rows 1, context 300\",1,300,40,1,1,0\n"
+                           "layer_prefill,\"rows 50\",50,50,1000,1,1,0\n"));
+    assert_int_equal(engine_stub_class.open(&bench.core, &options, &why), ERR_OK);
+    const engine_row_t rows[] = { { .slot = 0, .first = 199, .count = 1 },
+                                  { .slot = 1, .first = 0, .count = 50 } };
+    assert_int_equal(engine_stub_class.step_us(bench.core, rows, 1), 10 * 30);
+    assert_int_equal(engine_stub_class.step_us(bench.core, rows + 1, 1), 10 * 1000);
+    assert_int_equal(engine_stub_class.step_us(bench.core, rows, 2), 10 * 1030);
+    engine_stub_class.close(&bench.core);
+    free(bench.pool);
+}
+
+static void test_timings_that_are_none_are_refused_with_their_line(void **unused)
+{
+    static const char *cases[][2] = {
+        { "layer_decode,\"x\",1,100,20,\n", "of layer_prefill" },
+        { "layer_decode,\"x\",1,100\n", ":1:" },
+        { "op\nlayer_decode,\"x\",1,-3,20,\n", ":2:" },
+        { "layer_decode,\"x\",1,abc,20,\n", ":1:" },
+        { "layer_other,\"x\",1,1,20,\n", "layer_other" },
+        { "layer_decode,\"x,1,100,20\n", ":1:" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        timings_t timings;
+        error_text_t why = { "" };
+        assert_int_equal(timings_read(&timings, write_timings(cases[i][0]), &why), ERR_MODEL);
+        assert_non_null(strstr(why.text, cases[i][1]));
+    }
+    timings_t timings;
+    error_text_t why = { "" };
+    assert_int_equal(timings_read(&timings, "nowhere.csv", &why), ERR_MODEL);
+    assert_non_null(strstr(why.text, "nowhere.csv"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -257,6 +320,8 @@ int main(void)
         cmocka_unit_test(test_engine_stub_logprobs_are_reported_as_asked),
         cmocka_unit_test(test_engine_stub_times_follow_the_configuration),
         cmocka_unit_test(test_engine_stub_idle_returns_at_once_when_the_word_has_changed),
+        cmocka_unit_test(test_timings_give_a_step_its_time),
+        cmocka_unit_test(test_timings_that_are_none_are_refused_with_their_line),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -240,8 +240,8 @@ static inline void check_grouped_gemm(check_t *self, const uint32_t *offsets, ui
         prepare_weights(self, &w[g]);
     }
     poison_scratch(self);
-    expect(self, self->ops->grouped_gemm(self->q, &out, &x, w, offsets, groups) == 0,
-           "grouped_gemm", 1, 0);
+    groups_t ranges = { .first = offsets, .count = groups };
+    expect(self, self->ops->grouped_gemm(self->q, &out, &x, w, &ranges) == 0, "grouped_gemm", 1, 0);
     for (uint32_t g = 0; g < groups; g++) {
         tensor_t part = rows_between(&x, offsets[g], offsets[g + 1]);
         tensor_t wanted = rows_between(&plain, offsets[g], offsets[g + 1]);
@@ -298,35 +298,39 @@ static inline double *wanted_prefill(const tensor_t *query, const tensor_t *kv,
     return wanted;
 }
 
-/* The prompt at once against naive sums, then cut into chunks against itself. */
+/* The prompt at once against naive sums; then cut into chunks, which are sequences of one call and
+ * share its keys, against itself.  Its keys begin at row 2 of kv. */
 static inline void check_prefill(check_t *self, const heads_t *heads, uint32_t rows,
                                  uint32_t first_position)
 {
-    uint32_t keys = first_position + rows;
+    enum { FIRST_KEY = 2, CHUNKS_MAX = 8 };
+    uint32_t keys = first_position + rows, chunks = 0;
     tensor_t query =
         random_tensor(self, DTYPE_F32, rows, heads->heads * (heads->nope + heads->rope), 0);
-    tensor_t kv =
-        random_tensor(self, DTYPE_F32, keys, heads->heads * (heads->nope + heads->value), 0);
-    tensor_t k_rope = random_tensor(self, DTYPE_F32, keys, heads->rope, 0);
+    tensor_t kv = random_tensor(self, DTYPE_F32, FIRST_KEY + keys,
+                                heads->heads * (heads->nope + heads->value), 0);
+    tensor_t k_rope = random_tensor(self, DTYPE_F32, FIRST_KEY + keys, heads->rope, 0);
+    tensor_t own_kv = rows_between(&kv, FIRST_KEY, FIRST_KEY + keys),
+             own_rope = rows_between(&k_rope, FIRST_KEY, FIRST_KEY + keys);
     tensor_t out = new_tensor(DTYPE_F32, rows, heads->heads * heads->value, 0);
     tensor_t chunked = new_tensor(DTYPE_F32, rows, heads->heads * heads->value, 0);
     poison_scratch(self);
-    expect(self,
-           self->ops->mha_prefill(self->q, &out, &query, &kv, &k_rope, heads, first_position) == 0,
+    sequence_t whole = { .rows = rows, .first_position = first_position, .first_key = FIRST_KEY };
+    expect(self, self->ops->mha_prefill(self->q, &out, &query, &kv, &k_rope, heads, &whole, 1) == 0,
            "mha_prefill", 1, 0);
-    double *wanted = wanted_prefill(&query, &kv, &k_rope, heads, first_position);
+    double *wanted = wanted_prefill(&query, &own_kv, &own_rope, heads, first_position);
     compare(self, "mha_prefill", &out, wanted, 3e-6);
+    sequence_t parts[CHUNKS_MAX];
     for (uint32_t first = 0, step = 1; first < rows; first += step, step = step * 3 + 1) {
-        uint32_t last = first + step < rows ? first + step : rows;
-        tensor_t part = rows_between(&query, first, last),
-                 target = rows_between(&chunked, first, last);
-        tensor_t seen = rows_between(&kv, 0, first_position + last),
-                 ropes = rows_between(&k_rope, 0, first_position + last);
-        expect(self,
-               self->ops->mha_prefill(self->q, &target, &part, &seen, &ropes, heads,
-                                      first_position + first) == 0,
-               "mha_prefill of a chunk", 1, 0);
+        parts[chunks] = whole;
+        parts[chunks].first_row = first;
+        parts[chunks].rows = first + step < rows ? step : rows - first;
+        parts[chunks++].first_position = first_position + first;
     }
+    expect(self,
+           self->ops->mha_prefill(self->q, &chunked, &query, &kv, &k_rope, heads, parts, chunks) ==
+               0,
+           "mha_prefill of chunks", 1, 0);
     expect(self, is_same_rows(&out, &chunked), "a chunked prompt differs from the whole", rows, 0);
     free(wanted);
     free_tensor(&query);
@@ -499,12 +503,33 @@ static inline void check_attention(check_t *self)
     }
 }
 
+/* Each byte is the nearest to value / scale, and each scale its block's amax / 448. */
+static inline void expect_quantised(check_t *self, const char *what, const tensor_t *out,
+                                    const double *wanted)
+{
+    for (uint32_t r = 0; r < out->rows; r++)
+        for (uint32_t first = 0; first < out->cols; first += 128) {
+            uint32_t end = first + 128 < out->cols ? first + 128 : out->cols;
+            const double *values = wanted + (size_t)r * out->cols;
+            double amax = 1e-4, worst = 0,
+                   scale = (double)out->scales[r * out->scale_stride + first / 128];
+            for (uint32_t c = first; c < end; c++) amax = fmax(amax, fabs(values[c]));
+            for (uint32_t c = first; c < end; c++) {
+                double allowed = fmax(fabs(values[c]) / 16, scale * 0x1p-10) * 1.0001;
+                worst = fmax(worst, fabs(element_of(out, r, c, 0) - values[c]) / allowed);
+            }
+            expect(self, fabs(scale - amax / 448) <= 2e-6 * scale, what, scale, amax / 448);
+            expect(self, worst <= 1, what, worst, 1);
+        }
+}
+
 static inline void check_norms(check_t *self, uint32_t rows, uint32_t cols)
 {
     tensor_t x = random_tensor(self, DTYPE_F32, rows, cols, 0),
              weight = random_tensor(self, DTYPE_BF16, 1, cols, 0);
     tensor_t residual = random_tensor(self, DTYPE_F32, rows, cols, 0),
              out = new_tensor(DTYPE_F32, rows, cols, 0);
+    tensor_t quantised = new_tensor(DTYPE_F8E4M3, rows, cols, 0);
     double *wanted = calloc((size_t)rows * cols, sizeof *wanted),
            *sums = calloc((size_t)rows * cols, sizeof *sums);
     for (int is_added = 0; is_added < 2; is_added++) {
@@ -522,7 +547,9 @@ static inline void check_norms(check_t *self, uint32_t rows, uint32_t cols)
         }
         poison_scratch(self);
         if (is_added)
-            expect(self, self->ops->add_rmsnorm(self->q, &out, &residual, &x, &weight, 1e-6F) == 0,
+            expect(self,
+                   self->ops->add_rmsnorm(self->q, &out, &quantised, &residual, &x, &weight,
+                                          1e-6F) == 0,
                    "add_rmsnorm", 1, 0);
         else
             expect(self, self->ops->rmsnorm(self->q, &out, &x, &weight, 1e-6F) == 0, "rmsnorm", 1,
@@ -530,12 +557,19 @@ static inline void check_norms(check_t *self, uint32_t rows, uint32_t cols)
         compare(self, "rmsnorm", &out, wanted, 1e-6);
     }
     compare(self, "add_rmsnorm's residual", &residual, sums, 1e-7);
+    expect_quantised(self, "add_rmsnorm's bytes", &quantised, wanted);
+    expect(self,
+           self->ops->add_rmsnorm(self->q, NULL, &quantised, &residual, NULL, &weight, 1e-6F) == 0,
+           "add_rmsnorm of nothing", 1, 0);
+    compare(self, "add_rmsnorm of nothing leaves the residual", &residual, sums, 1e-7);
+    expect_quantised(self, "add_rmsnorm's bytes alone", &quantised, wanted);
     free(wanted);
     free(sums);
     free_tensor(&x);
     free_tensor(&weight);
     free_tensor(&residual);
     free_tensor(&out);
+    free_tensor(&quantised);
 }
 
 static inline void check_silu(check_t *self, uint32_t rows, uint32_t cols, dtype_t dtype)
@@ -561,6 +595,35 @@ static inline void check_silu(check_t *self, uint32_t rows, uint32_t cols, dtype
     free_tensor(&out);
 }
 
+/* Groups far apart, one of them empty: each row is silu_mul's, and rows of no group stay. */
+static inline void check_grouped_silu(check_t *self)
+{
+    enum { ROWS = 12, COLS = 70, GROUPS = 4 };
+    static const uint32_t first[GROUPS + 1] = { 0, 4, 4, 8, ROWS }, counts[] = { 3, 0, 4, 1 };
+    tensor_t both = random_tensor(self, DTYPE_F32, ROWS, 2 * COLS, 0),
+             out = new_tensor(DTYPE_F32, ROWS, COLS, 0),
+             plain = new_tensor(DTYPE_F32, ROWS, COLS, 0);
+    groups_t groups = { .first = first, .rows = counts, .count = GROUPS };
+    poison_scratch(self);
+    expect(self, self->ops->grouped_silu_mul(self->q, &out, &both, &groups) == 0,
+           "grouped_silu_mul", 1, 0);
+    expect(self, self->ops->silu_mul(self->q, &plain, &both) == 0, "silu_mul", 1, 0);
+    for (uint32_t g = 0; g < GROUPS; g++)
+        for (uint32_t r = first[g]; r < first[g + 1]; r++) {
+            tensor_t row = rows_between(&out, r, r + 1), wanted = rows_between(&plain, r, r + 1);
+            int is_good = r < first[g] + counts[g] ? is_same_rows(&row, &wanted)
+                                                   : isnan(element_of(&out, r, 0, 0));
+            expect(self, is_good, "a row of grouped_silu_mul", r, g);
+        }
+    groups.rows = NULL;
+    expect(self, self->ops->grouped_silu_mul(self->q, &out, &both, &groups) == 0,
+           "grouped_silu_mul without counts", 1, 0);
+    expect(self, is_same_rows(&out, &plain), "grouped_silu_mul of all rows", 1, 0);
+    free_tensor(&both);
+    free_tensor(&out);
+    free_tensor(&plain);
+}
+
 static inline void check_combine(check_t *self, dtype_t dtype)
 {
     enum { TOKENS = 5, TOP_K = 3, ROWS = 9, COLS = 133 };
@@ -574,7 +637,8 @@ static inline void check_combine(check_t *self, dtype_t dtype)
     for (uint32_t i = 0; i < TOKENS * TOP_K; i++) {
         index[i] = (i * 7 + 2) % ROWS;
         weights[i] = (float)uniform(self);
-        for (uint32_t c = 0; c < COLS; c++)
+        if (i % 4 == 3) index[i] = NO_ROW;
+        for (uint32_t c = 0; c < COLS && index[i] != NO_ROW; c++)
             wanted[i / TOP_K * COLS + c] += (double)weights[i] * element_of(&rows, index[i], c, 0);
     }
     poison_scratch(self);
@@ -637,6 +701,7 @@ static inline void check_rows(check_t *self)
     check_norms(self, 5, 131);
     check_silu(self, 3, 130, DTYPE_F32);
     check_silu(self, 2, 64, DTYPE_BF16);
+    check_grouped_silu(self);
     check_combine(self, DTYPE_F32);
     check_combine(self, DTYPE_BF16);
     check_combine(self, DTYPE_F8E4M3);
@@ -662,12 +727,14 @@ static inline void check_rows(check_t *self)
 /* Everything, on a queue of its own; the hash must not depend on the threads. */
 static inline check_t check_table(const ops_t *ops, uint32_t threads)
 {
-    int is_bf16 = strcmp(ops->name, "avx512_bf16") == 0 || strcmp(ops->name, "amx") == 0;
+    int is_bf16 = strcmp(ops->name, "avx512_bf16") == 0, is_amx = strcmp(ops->name, "amx") == 0;
     check_t self = { .ops = ops,
                      .q = queue_new_cpu((size_t)8 << 20, threads),
                      .random = 42,
                      .hash = 0xcbf29ce484222325U,
-                     .gemm_tolerance = is_bf16 ? 5e-3 : 2e-6 };
+                     .gemm_tolerance = is_bf16  ? 5e-3
+                                       : is_amx ? 1e-5
+                                                : 2e-6 };
     check_gemms(&self);
     check_grouped_gemms(&self);
     check_attention(&self);

@@ -75,7 +75,7 @@ static void test_rope_equals_complex_multiplication(void **state)
 /* A row written to the wrong page or slot would be another token's memory. */
 static void test_kv_write_then_gather_gives_normed_and_rotated_rows(void **state)
 {
-    enum { LATENT = 20, ROWS = 70, FIRST = 60 };
+    enum { LATENT = 20, ROWS = 70, FIRST = 60, FIRST_KEY = 3, KEYS = FIRST_KEY + FIRST + ROWS };
     check_t *self = *state;
     static const uint32_t blocks[] = { 5, 0, 9 };
     const heads_t heads = { .latent = LATENT, .rope = DIM };
@@ -85,15 +85,19 @@ static void test_kv_write_then_gather_gives_normed_and_rotated_rows(void **state
     memcpy(before, cache.data, pool_bytes);
     tensor_t kv = random_tensor(self, DTYPE_F32, ROWS, LATENT + DIM, 0),
              weight = random_tensor(self, DTYPE_BF16, 1, LATENT, 0);
-    tensor_t latent = new_tensor(DTYPE_F32, ROWS, LATENT, 0),
-             rope = new_tensor(DTYPE_F32, ROWS, DIM, 0);
+    tensor_t keys = new_tensor(DTYPE_F32, KEYS, LATENT, 0),
+             ropes = new_tensor(DTYPE_F32, KEYS, DIM, 0);
+    tensor_t latent = rows_between(&keys, FIRST_KEY + FIRST, KEYS),
+             rope = rows_between(&ropes, FIRST_KEY + FIRST, KEYS);
     uint32_t positions[ROWS];
     for (uint32_t t = 0; t < ROWS; t++) positions[t] = FIRST + t;
-    sequence_t sequence = { .rows = ROWS, .first_position = FIRST, .blocks = blocks };
+    sequence_t sequence = {
+        .rows = ROWS, .first_position = FIRST, .first_key = FIRST_KEY, .blocks = blocks
+    };
     assert_int_equal(
         self->ops->kv_write(self->q, &cache, &kv, &weight, 1e-6F, table, positions, &sequence, 1),
         0);
-    assert_int_equal(self->ops->kv_gather(self->q, &latent, &rope, &cache, blocks, FIRST, ROWS), 0);
+    assert_int_equal(self->ops->kv_gather(self->q, &keys, &ropes, &cache, &sequence, 1), 0);
     for (uint32_t t = 0; t < ROWS; t++) {
         double squares = 0;
         for (uint32_t c = 0; c < LATENT; c++) squares += pow(element_of(&kv, t, c, 0), 2);
@@ -112,6 +116,9 @@ static void test_kv_write_then_gather_gives_normed_and_rotated_rows(void **state
             assert_true(fabs(element_of(&rope, t, c + 1, 0) - cimag(turned)) < 1e-5);
         }
     }
+    for (uint32_t t = 0; t < FIRST; t++)
+        assert_true(cache_element(&cache, &sequence, t, 0) ==
+                    element_of(&keys, FIRST_KEY + t, 0, 0));
     size_t changed = 0;
     for (size_t i = 0; i < pool_bytes / sizeof(float); i++)
         changed += before[i] != ((float *)cache.data)[i];
@@ -121,8 +128,8 @@ static void test_kv_write_then_gather_gives_normed_and_rotated_rows(void **state
     free(cache.data);
     free_tensor(&kv);
     free_tensor(&weight);
-    free_tensor(&latent);
-    free_tensor(&rope);
+    free_tensor(&keys);
+    free_tensor(&ropes);
 }
 
 /* The quantised row must be the nearest codes of x / scale with scale = max(amax, 1e-4) / 448,
@@ -168,17 +175,72 @@ static void test_embed_takes_rows_and_refuses_unknown_ids(void **state)
     free_tensor(&out);
 }
 
-/* Rows that travel to an expert must be the chosen token's, in the carrier's dtype. */
+/* Expert by expert over all choices, where the tables go choice by choice. */
+static void check_route(check_t *self, const route_t *route, uint32_t routers)
+{
+    uint32_t work = route->tokens * route->top_k, row = 0;
+    uint32_t *ids = calloc(work + 1, sizeof *ids), *index = calloc(work + 1, sizeof *index),
+             *source = calloc(route->capacity, sizeof *source),
+             *first = calloc(route->experts + 1, sizeof *first),
+             *rows = calloc(route->experts, sizeof *rows);
+    for (uint32_t i = 0; i < work; i++)
+        ids[i] = (uint32_t)((uniform(self) + 1) / 2 * (double)routers);
+    assert_int_equal(self->ops->route(self->q, first, rows, source, index, ids, route), 0);
+    for (uint32_t e = 0; e < route->experts; e++) {
+        uint32_t count = 0;
+        row = (row + route->align - 1) / route->align * route->align;
+        uint32_t begin = row < route->capacity ? row : route->capacity;
+        assert_int_equal(first[e], begin);
+        for (uint32_t i = 0; i < work; i++) {
+            if (ids[i] != route->first_expert + e) continue;
+            int is_inside = row < route->capacity;
+            assert_int_equal(index[i], is_inside ? row : NO_ROW);
+            if (is_inside) assert_int_equal(source[row], i / route->top_k);
+            count += (uint32_t)is_inside;
+            row++;
+        }
+        assert_int_equal(rows[e], count);
+        for (uint32_t r = begin + count; r < first[e + 1]; r++) assert_int_equal(source[r], NO_ROW);
+    }
+    for (uint32_t i = 0; i < work; i++)
+        if (ids[i] - route->first_expert >= route->experts) assert_int_equal(index[i], NO_ROW);
+    for (uint32_t r = first[route->experts]; r < route->capacity; r++)
+        assert_int_equal(source[r], NO_ROW);
+    free(ids);
+    free(index);
+    free(source);
+    free(first);
+    free(rows);
+}
+
+/* A token that went to the wrong expert's rows, or two to one row, would be another token's answer.
+ */
+static void test_route_orders_choices_by_expert(void **state)
+{
+    check_t *self = *state;
+    for (size_t i = 0; i < ops_cpu_choice_count; i++) {
+        if (!ops_cpu_choices[i].is_supported()) continue;
+        self->ops = ops_cpu_choices[i].ops;
+        check_route(self, &(route_t){ 30, 4, 0, 16, 1, 120 }, 16);
+        check_route(self, &(route_t){ 25, 3, 8, 5, 16, 200 }, 20);
+        check_route(self, &(route_t){ 40, 2, 0, 8, 4, 50 }, 8);
+        check_route(self, &(route_t){ 0, 2, 0, 8, 4, 9 }, 8);
+    }
+}
+
+/* Rows that travel to an expert must be the chosen token's, in the carrier's dtype; padding is left
+ * alone. */
 static void test_gather_rows_converts_the_chosen_rows(void **state)
 {
     check_t *self = *state;
     tensor_t x = random_tensor(self, DTYPE_F32, 6, 140, 0), out = new_tensor(DTYPE_BF16, 4, 140, 0);
-    const uint32_t index[] = { 5, 5, 0, 2 }, wrong[] = { 0, 1, 6, 2 };
+    const uint32_t index[] = { 5, 5, NO_ROW, 2 }, wrong[] = { 0, 1, 6, 2 };
     assert_int_equal(self->ops->gather_rows(self->q, &out, &x, index), 0);
     for (uint32_t r = 0; r < 4; r++)
         for (uint32_t c = 0; c < 140; c++)
-            assert_int_equal(((uint16_t *)out.data)[r * out.stride + c],
-                             bf16_from_f32((float)element_of(&x, index[r], c, 0)));
+            assert_int_equal(
+                ((uint16_t *)out.data)[r * out.stride + c],
+                index[r] == NO_ROW ? 0xffff : bf16_from_f32((float)element_of(&x, index[r], c, 0)));
     assert_int_not_equal(self->ops->gather_rows(self->q, &out, &x, wrong), 0);
     free_tensor(&x);
     free_tensor(&out);
@@ -245,6 +307,7 @@ int main(void)
                                         make, drop),
         cmocka_unit_test_setup_teardown(test_cast_to_e4m3_quantises_per_128_columns, make, drop),
         cmocka_unit_test_setup_teardown(test_embed_takes_rows_and_refuses_unknown_ids, make, drop),
+        cmocka_unit_test_setup_teardown(test_route_orders_choices_by_expert, make, drop),
         cmocka_unit_test_setup_teardown(test_gather_rows_converts_the_chosen_rows, make, drop),
         cmocka_unit_test_setup_teardown(test_add_sums_into_the_residual, make, drop),
         cmocka_unit_test_setup_teardown(test_copy_blocks_moves_the_named_blocks_only, make, drop),

@@ -11,6 +11,9 @@
 
 #include <math.h>
 
+#include "kernels/cpu/queue.h"
+#include "kernels/philox.h"
+#include "kernels/weights.h"
 #include "runtime/model/sample.h"
 
 enum { VOCAB = 64, LARGE_VOCAB = 129280, DRAWS = 20000, TRIALS = 300 };
@@ -25,6 +28,22 @@ static double random_unit(void)
 static void fill_logits(float *logits, uint32_t vocab)
 {
     for (uint32_t i = 0; i < vocab; i++) logits[i] = (float)(8 * random_unit() - 4);
+}
+
+/* Scratch full of ones: what the op has not written itself would show. */
+static sampler_t sampler_new(uint32_t vocab)
+{
+    size_t bytes = (size_t)vocab * 24 + 512;
+    sampler_t self = { &ops_judge, queue_new_cpu(bytes, 1), vocab };
+    assert_non_null(self.queue);
+    memset(queue_take(self.queue, bytes), 0xff, bytes);
+    return self;
+}
+
+static void sampler_destroy(sampler_t *self)
+{
+    queue_destroy(&self->queue);
+    assert_null(self->queue);
 }
 
 static sampling_t plain(void)
@@ -49,7 +68,7 @@ static void test_philox_published_vectors_match(void **state)
     };
     for (int i = 0; i < 3; i++) {
         uint32_t out[4];
-        sample_philox(vectors[i], vectors[i] + 4, out);
+        philox(vectors[i], vectors[i] + 4, out);
         assert_memory_equal(out, vectors[i] + 6, sizeof out);
     }
 }
@@ -61,16 +80,59 @@ static void test_random_any_seed_is_uniform(void **state)
     for (uint64_t seed = 0; seed < 8; seed++) {
         double bins[32] = { 0 }, chi = 0;
         for (uint32_t i = 0; i < DRAWS; i++) {
-            float value = sample_random(seed * 0x123456789abcdefu, i);
-            assert_true(value >= 0 && value < 1);
-            bins[(int)(value * 32)]++;
+            uint32_t value = random_bits(seed * 0x123456789abcdefu, i);
+            assert_true(value < 1u << RANDOM_BITS);
+            bins[value >> (RANDOM_BITS - 5)]++;
         }
         for (int i = 0; i < 32; i++) chi += pow(bins[i] - DRAWS / 32.0, 2) / (DRAWS / 32.0);
         assert_true(chi < 65); /* 31 degrees of freedom: one in 3,000 */
     }
-    assert_true(sample_random(1, 0) != sample_random(2, 0));
-    assert_true(sample_random(1, 0) != sample_random(1, 1));
-    assert_true(sample_random(1, 0) != sample_random(1 + (1ull << 32), 0));
+    assert_true(random_bits(1, 0) != random_bits(2, 0));
+    assert_true(random_bits(1, 0) != random_bits(1, 1));
+    assert_true(random_bits(1, 0) != random_bits(1 + (1ull << 32), 0));
+}
+
+/* ---- weights ---- */
+
+/* If two steps had one code, or the order broke, a filter would cut in the wrong place; if a weight
+ * were off, likely tokens would come too often. */
+static void test_weights_fall_with_every_step_and_equal_exp(void **state)
+{
+    (void)state;
+    uint32_t last = weight_lack(0);
+    assert_int_equal(last, 0);
+    for (uint32_t fraction = 1; fraction < 1u << WEIGHT_STEP_BITS; fraction++) {
+        uint32_t lack = weight_lack(fraction);
+        assert_true(lack > last && lack < 1u << WEIGHT_CODE_BITS);
+        last = lack;
+    }
+    float scale = weight_scale(1);
+    for (int i = 0; i < 100000; i++) {
+        float behind = (float)(27 * random_unit());
+        double weight = (double)weight_of(weight_code(behind, scale)) * 0x1p-44,
+               wanted = exp(-(double)behind);
+        assert_true(fabs(weight - wanted) < 1.2e-6 * wanted + 0x1p-44);
+    }
+    assert_int_equal(weight_code(NAN, scale), WEIGHT_CODE_NONE);
+    assert_int_equal(weight_code(INFINITY, scale), WEIGHT_CODE_NONE);
+    assert_int_equal(weight_code(0, weight_scale(1e-38f)), 0);
+}
+
+/* If it failed, min_p would drop a token that is as likely as asked for, or keep a less likely one.
+ */
+static void test_weight_code_last_is_the_last_that_weighs_enough(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 100000; i++) {
+        float min_p = (float)exp2(-50 * random_unit());
+        uint64_t least = (uint64_t)((double)min_p * 0x1p44);
+        uint32_t code = weight_code_last(min_p), lack = (1u << WEIGHT_CODE_BITS) - 1;
+        assert_true(weight_of(code) >= least && code < WEIGHT_CODE_END);
+        if ((code & lack) == lack) continue; /* the next one is half as much */
+        assert_true(code + 1 == WEIGHT_CODE_END || weight_of(code + 1) < least);
+    }
+    assert_int_equal(weight_code_last(1), 0);
+    assert_int_equal(weight_code_last(0), WEIGHT_CODE_END - 1);
 }
 
 /* ---- brute force ---- */
@@ -138,13 +200,13 @@ static void check_distribution(const float *logits, sample_context_t context)
     double probability[VOCAB], counts[VOCAB] = { 0 }, chi = 0;
     uint32_t freedom = 0;
     exact(logits, VOCAB, &context, probability);
-    sample_scratch_t *scratch = sample_scratch_new(VOCAB);
+    sampler_t sampler = sampler_new(VOCAB);
     sampling_t sampling = *context.sampling;
     context.sampling = &sampling;
     for (uint32_t i = 0; i < DRAWS; i++) {
         engine_result_t out;
         sampling.seed = i;
-        sample_token(scratch, logits, VOCAB, &context, &out);
+        sample_token(&sampler, logits, &context, &out);
         counts[out.token]++;
     }
     double rest_expected = 0, rest_counted = 0;
@@ -161,8 +223,7 @@ static void check_distribution(const float *logits, sample_context_t context)
     }
     if (rest_expected >= 5) chi += pow(rest_counted - rest_expected, 2) / rest_expected;
     assert_true(chi < freedom + 5 * sqrt(2.0 * freedom) + 5);
-    sample_scratch_destroy(&scratch);
-    assert_null(scratch);
+    sampler_destroy(&sampler);
 }
 
 /* If it failed, temperature, penalties, bias or a filter would change texts in ways nobody asked
@@ -208,7 +269,7 @@ static void test_sample_every_option_draws_exact_distribution(void **state)
 static void test_sample_filters_keep_exactly_the_sorted_set(void **state)
 {
     (void)state;
-    sample_scratch_t *scratch = sample_scratch_new(VOCAB);
+    sampler_t sampler = sampler_new(VOCAB);
     for (int trial = 0; trial < TRIALS; trial++) {
         float logits[VOCAB];
         double probability[VOCAB];
@@ -224,11 +285,35 @@ static void test_sample_filters_keep_exactly_the_sorted_set(void **state)
         for (uint64_t seed = 0; seed < 50; seed++) {
             engine_result_t out;
             sampling.seed = seed;
-            sample_token(scratch, logits, VOCAB, &context, &out);
+            sample_token(&sampler, logits, &context, &out);
             assert_true(probability[out.token] > 0);
         }
     }
-    sample_scratch_destroy(&scratch);
+    sampler_destroy(&sampler);
+}
+
+/* If it failed, a GPU, which adds up what was kept by ascending id, would draw another token. */
+static void test_sample_draws_what_was_kept_by_ascending_id(void **state)
+{
+    (void)state;
+    sampler_t sampler = sampler_new(VOCAB);
+    for (uint32_t trial = 0; trial < 5000; trial++) {
+        float logits[VOCAB];
+        double probability[VOCAB], sum = 0;
+        sampling_t sampling = plain();
+        engine_result_t out;
+        fill_logits(logits, VOCAB);
+        sampling.top_k = trial % 3 ? 20 : 0;
+        sampling.top_p = trial % 2 ? 0.8f : 1;
+        sampling.seed = trial;
+        sample_context_t context = { .sampling = &sampling };
+        exact(logits, VOCAB, &context, probability);
+        sample_token(&sampler, logits, &context, &out);
+        double target = random_bits(trial, 0) * 0x1p-24;
+        for (uint32_t i = 0; i < out.token; i++) sum += probability[i];
+        assert_true(sum <= target + 1e-6 && target <= sum + probability[out.token] + 1e-6);
+    }
+    sampler_destroy(&sampler);
 }
 
 /* ---- greedy, ties, determinism ---- */
@@ -243,21 +328,21 @@ static void test_sample_greedy_takes_lowest_id_of_equals(void **state)
     sampling_t sampling = plain();
     sampling.temperature = 0;
     sample_context_t context = { .sampling = &sampling };
-    sample_scratch_t *scratch = sample_scratch_new(VOCAB);
+    sampler_t sampler = sampler_new(VOCAB);
     logits[17] = logits[40] = 2;
-    sample_token(scratch, logits, VOCAB, &context, &out);
+    sample_token(&sampler, logits, &context, &out);
     assert_int_equal(out.token, 17);
     sampling = plain();
     sampling.top_k = 1;
     for (sampling.seed = 0; sampling.seed < 20; sampling.seed++) {
-        sample_token(scratch, logits, VOCAB, &context, &out);
+        sample_token(&sampler, logits, &context, &out);
         assert_int_equal(out.token, 17);
     }
     sampling = plain();
     sampling.top_p = 0;
-    sample_token(scratch, logits, VOCAB, &context, &out);
+    sample_token(&sampler, logits, &context, &out);
     assert_int_equal(out.token, 17);
-    sample_scratch_destroy(&scratch);
+    sampler_destroy(&sampler);
 }
 
 /* If it failed, a stream resumed on another worker would not continue with the same words. */
@@ -267,26 +352,26 @@ static void test_sample_same_seed_and_index_gives_same_token(void **state)
     static float logits[LARGE_VOCAB];
     static const uint32_t tokens[] = { 1, 2, 3, 4, 5, 6, 7, 8 };
     sampling_t sampling = plain();
-    sample_scratch_t *used = sample_scratch_new(LARGE_VOCAB);
+    sampler_t used = sampler_new(LARGE_VOCAB);
     uint32_t differing = 0, last = 0;
     fill_logits(logits, LARGE_VOCAB);
     sampling.top_p = 0.95f;
     sampling.repetition_penalty = 1.1f;
     for (uint32_t index = 0; index < 8; index++) {
-        sample_scratch_t *fresh = sample_scratch_new(LARGE_VOCAB);
+        sampler_t fresh = sampler_new(LARGE_VOCAB);
         sample_context_t context = {
             .sampling = &sampling, .tokens = tokens, .token_count = 8, .generated = index
         };
         engine_result_t a, b;
-        sample_token(used, logits, LARGE_VOCAB, &context, &a);
-        sample_token(fresh, logits, LARGE_VOCAB, &context, &b);
+        sample_token(&used, logits, &context, &a);
+        sample_token(&fresh, logits, &context, &b);
         assert_int_equal(a.token, b.token);
         differing += index > 0 && a.token != last;
         last = a.token;
-        sample_scratch_destroy(&fresh);
+        sampler_destroy(&fresh);
     }
     assert_true(differing >= 5);
-    sample_scratch_destroy(&used);
+    sampler_destroy(&used);
 }
 
 /* If it failed, one NaN of a broken kernel would hang or crash the worker. */
@@ -297,14 +382,14 @@ static void test_sample_not_a_number_still_gives_a_token(void **state)
     engine_result_t out;
     sampling_t sampling = plain();
     sample_context_t context = { .sampling = &sampling };
-    sample_scratch_t *scratch = sample_scratch_new(VOCAB);
+    sampler_t sampler = sampler_new(VOCAB);
     for (int i = 0; i < VOCAB; i++) logits[i] = i % 3 ? NAN : -INFINITY;
     sampling.top_p = 0.5f;
     sampling.logprobs = 1;
     sampling.top_logprobs = 20;
-    sample_token(scratch, logits, VOCAB, &context, &out);
+    sample_token(&sampler, logits, &context, &out);
     assert_true(out.token < VOCAB);
-    sample_scratch_destroy(&scratch);
+    sampler_destroy(&sampler);
 }
 
 /* ---- log probabilities ---- */
@@ -316,7 +401,7 @@ static void test_sample_logprobs_are_those_of_raw_logits(void **state)
     (void)state;
     static float logits[LARGE_VOCAB];
     static const uint32_t tokens[] = { 11, 12 };
-    sample_scratch_t *scratch = sample_scratch_new(LARGE_VOCAB);
+    sampler_t sampler = sampler_new(LARGE_VOCAB);
     sampling_t sampling = plain();
     sampling.logprobs = 1;
     sampling.top_logprobs = 20;
@@ -330,7 +415,7 @@ static void test_sample_logprobs_are_those_of_raw_logits(void **state)
     double sum = 0;
     for (uint32_t i = 0; i < LARGE_VOCAB; i++) sum += exp((double)logits[i]);
     engine_result_t out;
-    sample_token(scratch, logits, LARGE_VOCAB, &context, &out);
+    sample_token(&sampler, logits, &context, &out);
     assert_true(fabs((double)out.logprob - ((double)logits[out.token] - log(sum))) < 1e-4);
     assert_int_equal(out.top_count, 20);
     assert_int_equal(out.top_ids[0], 400);
@@ -344,7 +429,7 @@ static void test_sample_logprobs_are_those_of_raw_logits(void **state)
         assert_true(
             fabs((double)out.top_logprobs[i] - ((double)logits[out.top_ids[i]] - log(sum))) < 1e-4);
     }
-    sample_scratch_destroy(&scratch);
+    sampler_destroy(&sampler);
 }
 
 /* If it failed, asking for more likeliest tokens than there are would read past the end. */
@@ -353,13 +438,13 @@ static void test_sample_logprobs_tiny_vocab_reports_all(void **state)
     (void)state;
     const float logits[3] = { 1, 3, 2 };
     engine_result_t out;
-    sample_scratch_t *scratch = sample_scratch_new(3);
-    sample_logprobs(scratch, logits, 3, 2, 20, &out);
+    sampler_t sampler = sampler_new(3);
+    sample_logprobs(&sampler, logits, 2, 20, &out);
     assert_int_equal(out.top_count, 3);
     assert_int_equal(out.top_ids[0], 1);
     assert_int_equal(out.top_ids[1], 2);
     assert_int_equal(out.top_ids[2], 0);
-    sample_scratch_destroy(&scratch);
+    sampler_destroy(&sampler);
 }
 
 int main(void)
@@ -367,8 +452,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox_published_vectors_match),
         cmocka_unit_test(test_random_any_seed_is_uniform),
+        cmocka_unit_test(test_weights_fall_with_every_step_and_equal_exp),
+        cmocka_unit_test(test_weight_code_last_is_the_last_that_weighs_enough),
         cmocka_unit_test(test_sample_every_option_draws_exact_distribution),
         cmocka_unit_test(test_sample_filters_keep_exactly_the_sorted_set),
+        cmocka_unit_test(test_sample_draws_what_was_kept_by_ascending_id),
         cmocka_unit_test(test_sample_greedy_takes_lowest_id_of_equals),
         cmocka_unit_test(test_sample_same_seed_and_index_gives_same_token),
         cmocka_unit_test(test_sample_not_a_number_still_gives_a_token),

@@ -10,6 +10,7 @@
 #include "runtime/policy/batch.h"
 #include "runtime/policy/placement.h"
 #include "runtime/policy/speed.h"
+#include "runtime/policy/step_time.h"
 
 static uint64_t random_state = 7;
 
@@ -131,6 +132,39 @@ static void test_speed_equal_steps_count_as_tokens(void **unused)
     assert_in_range(speed_pair_ps(&speed), 0, 1);
 }
 
+/* Would be broken: the simulated machine would be faster or slower than the measured one. */
+static void test_step_time_follows_straight_lines_between_measured_points(void **unused)
+{
+    step_table_t table = { 0 };
+    assert_true(step_table_us(&table, 10, 10) == 0);
+    assert_true(step_table_add(&table, (step_point_t){ 128, 1000, 300 }));
+    assert_true(step_table_add(&table, (step_point_t){ 1, 1000, 100 }));
+    assert_true(step_table_add(&table, (step_point_t){ 128, 3000, 500 }));
+    assert_true(step_table_add(&table, (step_point_t){ 64, 1000, 200 }));
+    assert_false(step_table_add(&table, (step_point_t){ 64, 1000, 201 }));
+    assert_false(step_table_add(&table, (step_point_t){ 64, 0, 201 }));
+    assert_int_equal(table.count, 4);
+    assert_true(step_table_us(&table, 128, 1000) == 300);
+    assert_true(step_table_us(&table, 128, 2000) == 400);
+    assert_true(step_table_us(&table, 128, 5000) == 700); /* the line goes on */
+    assert_true(step_table_us(&table, 96, 1000) == 250);
+    assert_true(step_table_us(&table, 96, 3000) ==
+                350); /* between 200, which has one point, and 500 */
+    assert_true(step_table_us(&table, 192, 1000) == 400);
+    assert_true(step_table_us(&table, 0, 1000) == 0);
+    assert_true(step_table_us(&table, 128, -5000) == 100); /* never less than any measured step */
+}
+
+static void test_step_table_refuses_more_than_its_room(void **unused)
+{
+    step_table_t table = { 0 };
+    for (uint32_t i = 0; i < STEP_POINTS_MAX; i++)
+        assert_true(step_table_add(&table, (step_point_t){ 1 + below(1000), i + 1.0, 5 }));
+    assert_false(step_table_add(&table, (step_point_t){ 2000, 1, 5 }));
+    for (uint32_t i = 1; i < table.count; i++)
+        assert_true(table.points[i - 1].rows <= table.points[i].rows);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -141,6 +175,8 @@ int main(void)
         cmocka_unit_test(test_placement_decode_never_overcommits_and_takes_the_least_full),
         cmocka_unit_test(test_speed_finds_the_two_times_steps_were_made_of),
         cmocka_unit_test(test_speed_equal_steps_count_as_tokens),
+        cmocka_unit_test(test_step_time_follows_straight_lines_between_measured_points),
+        cmocka_unit_test(test_step_table_refuses_more_than_its_room),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

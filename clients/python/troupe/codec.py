@@ -137,7 +137,7 @@ def decode(frame: bytes) -> list[Message]:
             consumed = unpacker.tell()
     except msgpack.OutOfData as error:
         raise FrameError("the frame is cut") from error
-    except (ValueError, UnicodeDecodeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:  # TypeError: a map as a key
         raise FrameError(f"no msgpack: {error}") from error
     if len(values) % 2 != 0:
         raise FrameError("the frame is cut")

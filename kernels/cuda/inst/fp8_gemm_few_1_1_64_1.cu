@@ -1,0 +1,4 @@
+/* kernels/cuda/inst/fp8_gemm_few_1_1_64_1.cu - one instantiation of the product of few rows. */
+#include "../fp8_gemm_few.cuh"
+
+FEW_KERNEL(1, 1, 64, 1)
