@@ -26,7 +26,8 @@
 #include "mla_end.cuh"
 #include "mla_load.cuh"
 
-/* All pages of a unit, left half.  `o` is zero at first.  It is long: the steps of a fused pipeline. */
+/* All pages of a unit, left half.  `o` is zero at first.  It is long: the steps of a fused
+ * pipeline. */
 __device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128], uint32_t pages,
                                                 uint32_t last_keys)
 {
