@@ -156,7 +156,7 @@ typedef struct {
 extern const ops_choice_t ops_cpu_choices[];
 extern const size_t ops_cpu_choice_count;
 
-/* By name ("judge", "avx2", "avx512", "avx512_bf16", "amx", "cuda"), "auto" for the
+/* By name ("judge", "avx2", "avx512", "avx512_bf16", "amx"), "auto" for the
  * fastest that the machine supports and that does not round.  NULL: no such table, or the machine
  * cannot run it. */
 const ops_t *ops_find(const char *name);

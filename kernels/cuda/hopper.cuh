@@ -194,19 +194,6 @@ __device__ __forceinline__ void tensor_load_3d(void *target, const CUtensorMap *
         : "memory");
 }
 
-__device__ __forceinline__ void tensor_load_3d_multicast(void *target, const CUtensorMap *map,
-                                                         uint64_t *barrier, int col, int row,
-                                                         int plane, uint16_t blocks,
-                                                         uint64_t policy = cache_evict_normal)
-{
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(
-                     shared_address(target)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(col), "r"(row), "r"(plane),
-                 "h"(blocks), "l"(policy)
-                 : "memory");
-}
-
 /* Contiguous bytes: addresses and count multiples of 16. */
 __device__ __forceinline__ void bulk_load(void *target, const void *source, uint32_t bytes,
                                           uint64_t *barrier)
@@ -218,29 +205,12 @@ __device__ __forceinline__ void bulk_load(void *target, const void *source, uint
         : "memory");
 }
 
-__device__ __forceinline__ void bulk_store(void *target, const void *source, uint32_t bytes)
-{
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target),
-                 "r"(shared_address(source)), "r"(bytes)
-                 : "memory");
-}
-
 __device__ __forceinline__ void tensor_store_2d(const CUtensorMap *map, const void *source, int col,
                                                 int row)
 {
     asm volatile(
         "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
         "r"(shared_address(source)), "r"(col), "r"(row)
-        : "memory");
-}
-
-__device__ __forceinline__ void tensor_store_3d(const CUtensorMap *map, const void *source, int col,
-                                                int row, int plane)
-{
-    asm volatile(
-        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
-            map),
-        "r"(shared_address(source)), "r"(col), "r"(row), "r"(plane)
         : "memory");
 }
 
@@ -297,22 +267,6 @@ __device__ __forceinline__ void store_matrix_x4(void *row, uint32_t a, uint32_t 
                      shared_address(row)),
                  "r"(a), "r"(b), "r"(c), "r"(d)
                  : "memory");
-}
-
-__device__ __forceinline__ void store_matrix_x4_transposed(void *row, uint32_t a, uint32_t b,
-                                                           uint32_t c, uint32_t d)
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     shared_address(row)),
-                 "r"(a), "r"(b), "r"(c), "r"(d)
-                 : "memory");
-}
-
-__device__ __forceinline__ void load_matrix_x4(const void *row, uint32_t *out)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(shared_address(row)));
 }
 
 #endif

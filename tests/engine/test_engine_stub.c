@@ -247,14 +247,15 @@ static void test_engine_stub_idle_returns_at_once_when_the_word_has_changed(void
     bench_destroy(bench);
 }
 
+static const char timings_path[] = "test_engine_stub.csv"; /* removed by each test */
+
 static const char *write_timings(const char *text)
 {
-    static const char path[] = "test_engine_stub.csv";
-    FILE *file = fopen(path, "w");
+    FILE *file = fopen(timings_path, "w");
     assert_non_null(file);
     fputs(text, file);
     fclose(file);
-    return path;
+    return timings_path;
 }
 
 /* Would be broken: a planner's simulated machine would not take the times that were measured. */
@@ -284,6 +285,7 @@ static void test_timings_give_a_step_its_time(void **unused)
     assert_int_equal(engine_stub_class.step_us(bench.core, rows, 2), 10 * 1030);
     engine_stub_class.close(&bench.core);
     free(bench.pool);
+    remove(timings_path);
 }
 
 static void test_timings_that_are_none_are_refused_with_their_line(void **unused)
@@ -306,6 +308,7 @@ static void test_timings_that_are_none_are_refused_with_their_line(void **unused
     error_text_t why = { "" };
     assert_int_equal(timings_read(&timings, "nowhere.csv", &why), ERR_MODEL);
     assert_non_null(strstr(why.text, "nowhere.csv"));
+    remove(timings_path);
 }
 
 int main(void)

@@ -92,11 +92,11 @@ static bool product_fill(harness_t *self, const product_t *p, const char *what)
 
 /* ---- comparing with the naive kernel ---- */
 
-struct sums_t {
+struct gemm_sums_t {
     double xx, yy, xy, dd;
 };
 
-__global__ static void add_differences(sums_t *sums, tensor_t out, const double *wanted,
+__global__ static void add_differences(gemm_sums_t *sums, tensor_t out, const double *wanted,
                                        uint32_t first)
 {
     uint32_t col = blockIdx.x * blockDim.x + threadIdx.x, row = first + blockIdx.y;
@@ -115,7 +115,7 @@ __global__ static void add_differences(sums_t *sums, tensor_t out, const double 
 enum { SAMPLE_ROWS = 32, SAMPLES_MAX = 12 };
 
 /* Stretches of rows of one group: its first ones, its last ones, and some between. */
-static void add_group(sums_t *sums, double *wanted, const product_t *p, const tensor_t *w,
+static void add_group(gemm_sums_t *sums, double *wanted, const product_t *p, const tensor_t *w,
                       span_t span)
 {
     uint32_t step = std::max<uint32_t>(SAMPLE_ROWS, span.rows / SAMPLES_MAX);
@@ -158,7 +158,7 @@ static void expect_written(harness_t *self, const product_t *p, const char *what
 static void product_check(harness_t *self, const product_t *p, const char *what)
 {
     if (!product_fill(self, p, what)) return;
-    sums_t *sums = (sums_t *)memory_new(sizeof *sums), found;
+    gemm_sums_t *sums = (gemm_sums_t *)memory_new(sizeof *sums), found;
     double *wanted = (double *)memory_new((size_t)SAMPLE_ROWS * p->out.cols * sizeof(double));
     CUDA(cudaMemset(sums, 0, sizeof *sums));
     std::vector<span_t> spans = spans_of(p);

@@ -134,7 +134,7 @@ static void time_layer(harness_t *self, uint32_t rows, uint32_t context, bool is
     memory_free_all();
 }
 
-/* Anchors: anchors_h100's sum of the best libraries' kernels for one layer; DeepSeek's prefill
+/* Anchors: the sum of the best libraries' kernels for one layer; DeepSeek's prefill
  * profile of 34.3 ms a layer for 16,384 tokens on an H800, dispatch and combine overlapped
  * (deepseek.md 7.2). */
 void run_timings_layer(harness_t *self)
