@@ -42,7 +42,7 @@ class Tidy:
         found = []
         for room in ROOMS:
             for path in sorted((self.root / room).rglob("*")):
-                if path.suffix in (".c", ".h", ".def", ".cu", ".cuh") and "build" not in path.parts:
+                if path.suffix in (".c", ".h", ".def", ".cu", ".cuh", ".cc") and "build" not in path.parts:
                     found.append(path.relative_to(self.root).as_posix())
         return found
 
@@ -57,7 +57,7 @@ class Tidy:
         self.check_lines(path, lines)
         if path.endswith((".h", ".cuh")):
             self.check_guard(path, text)
-        if path.endswith((".c", ".cu", ".cuh")):
+        if path.endswith((".c", ".cu", ".cuh", ".cc")):
             self.check_functions(path, lines)
         if len(lines) > FILE_MAX and not path.endswith(".def"):
             self.offend(path, len(lines), f"{len(lines)} lines; allowed are at most {FILE_MAX}")
@@ -139,7 +139,7 @@ class Tidy:
         if tool is None:
             print("clang-format-14 is not installed: formatting is not checked")
             return
-        sources = [path for path in files if path.endswith((".c", ".h", ".cu", ".cuh"))]
+        sources = [path for path in files if path.endswith((".c", ".h", ".cu", ".cuh", ".cc"))]
         for start in range(0, len(sources), 40):
             result = subprocess.run([tool, "--dry-run", *sources[start:start + 40]], cwd=self.root,
                                     capture_output=True, text=True)

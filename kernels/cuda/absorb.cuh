@@ -51,9 +51,7 @@ __device__ __forceinline__ uint32_t absorb_place(uint32_t row, uint32_t chunk)
  * biases. */
 __device__ __forceinline__ uint32_t absorb_widen_pair(uint32_t bytes)
 {
-    uint32_t bits = (bytes & 0x80008000) | ((bytes & 0x7f007f00) >> 4), result;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(bits), "r"(0x7b807b80));
-    return result;
+    return multiply_bf16_pair((bytes & 0x80008000) | ((bytes & 0x7f007f00) >> 4), 0x7b807b80);
 }
 
 __device__ __forceinline__ uint4 absorb_widen(uint32_t low, uint32_t high)
@@ -202,7 +200,7 @@ __global__ void __launch_bounds__(ABSORB_THREADS, 2)
                         const __grid_constant__ CUtensorMap out_map, const absorb_t args)
 {
     constexpr int ahead = is_fp8 ? 2 : 1; /* as many as registers hold */
-    extern __shared__ __align__(1024) char shared[];
+    DYNAMIC_SHARED(char, shared, 1024);
     char *weights = shared + 2 * ABSORB_HALF, *results = shared + 4 * ABSORB_HALF;
     uint64_t *barriers = (uint64_t *)(shared + 6 * ABSORB_HALF);
     uint32_t first = blockIdx.x * 2, head = blockIdx.y, token = blockIdx.z * 128;
@@ -285,7 +283,7 @@ __global__ void __launch_bounds__(ABSORB_THREADS, 2)
                         const __grid_constant__ CUtensorMap out_map, const absorb_t args)
 {
     constexpr int ahead = is_fp8 ? 3 : 1; /* as many as registers hold */
-    extern __shared__ __align__(1024) char shared[];
+    DYNAMIC_SHARED(char, shared, 1024);
     char *weights = shared + 4 * ABSORB_HALF;
     uint64_t *barriers = (uint64_t *)(shared + 6 * ABSORB_HALF);
     uint32_t head = blockIdx.x, token = blockIdx.y * ABSORB_VALUE_TOKENS;

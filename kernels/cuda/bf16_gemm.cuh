@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(bf16_gemm_threads<tile_m>(), 1)
     static_assert(tile_m == 64 || tile_m == 128, "one or two warpgroups");
     static_assert(tile_n % 64 == 0 && tile_n <= 256, "one wgmma, whole chunks of results");
     constexpr uint32_t groups = tile_m / 64, blocks = share == SHARE_NOTHING ? 1 : 2;
-    extern __shared__ __align__(1024) char shared[];
+    DYNAMIC_SHARED(char, shared, 1024);
     char *x = shared, *w = x + stages * tile_m * BF16_GEMM_K * 2;
     char *results = w + stages * tile_n * BF16_GEMM_K * 2;
     uint64_t *full = (uint64_t *)(results + groups * 2 * BF16_GEMM_CHUNK), *empty = full + stages;

@@ -540,7 +540,7 @@ __global__ void __launch_bounds__(FP8_GEMM_THREADS, 1)
                     const __grid_constant__ CUtensorMap out_map,
                     const __grid_constant__ fp8_gemm_t args)
 {
-    extern __shared__ __align__(1024) char shared[];
+    DYNAMIC_SHARED(char, shared, 1024);
     uint32_t *before = (uint32_t *)(shared + shape::groups_at);
     uint32_t warp = threadIdx.x / 32, rank = shape::cluster > 1 ? cluster_rank() : 0;
     fp8_ring_t<shape> ring = { shared, 0, 0 };

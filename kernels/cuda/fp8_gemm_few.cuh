@@ -154,17 +154,6 @@ struct few_memory_t {
     uint64_t *w_full, *w_empty, *x_full, *x_empty;
 };
 
-/* Four bytes that arrive at the barrier when they are there. */
-__device__ __forceinline__ void few_copy_scale(float *target, const float *source,
-                                               uint64_t *barrier)
-{
-    asm volatile(
-        "cp.async.ca.shared.global [%0], [%1], 4;\n"
-        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%2];" ::"r"(shared_address(target)),
-        "l"(source), "r"(shared_address(barrier))
-        : "memory");
-}
-
 template <typename shape>
 __device__ __forceinline__ void few_load_weights(const few_arguments_t *arguments,
                                                  const few_memory_t &memory, few_walk_t walk)
@@ -199,9 +188,9 @@ __device__ __forceinline__ void few_load_weights(const few_arguments_t *argument
                 }
             }
             if (lane < shape::depth * FEW_SCALES)
-                few_copy_scale((float *)(memory.shared + memory.at.w_scales) +
-                                   ring.slot * shape::depth * FEW_SCALES + lane,
-                               scales + k + lane / FEW_SCALES, full);
+                copy_async_4((float *)(memory.shared + memory.at.w_scales) +
+                                 ring.slot * shape::depth * FEW_SCALES + lane,
+                             scales + k + lane / FEW_SCALES, full);
             ring.advance(arguments->w_slots);
         }
     }
@@ -488,7 +477,7 @@ template <typename shape>
 __global__ void __launch_bounds__(shape::threads, shape::residents)
     fp8_gemm_few_kernel(const __grid_constant__ few_arguments_t arguments)
 {
-    extern __shared__ __align__(1024) unsigned char few_shared[];
+    DYNAMIC_SHARED(unsigned char, few_shared, 1024);
     uint32_t w_slots = arguments.w_slots, x_slots = arguments.x_slots;
     uint32_t cluster_tokens = arguments.cluster_tokens, cluster_weights = arguments.cluster_weights;
     few_memory_t memory = { few_shared, shape::map(w_slots, x_slots, arguments.group_count) };

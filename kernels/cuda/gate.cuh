@@ -76,7 +76,7 @@ __global__ static void __launch_bounds__(GATE_FEW_THREADS, 2)
     gate_few_kernel(const __grid_constant__ CUtensorMap x_map,
                     const __grid_constant__ CUtensorMap w_map, const gate_logits_t args)
 {
-    extern __shared__ __align__(1024) char shared[];
+    DYNAMIC_SHARED(char, shared, 1024);
     uint64_t *full = (uint64_t *)(shared + GATE_FEW_STAGES * GATE_FEW_STAGE);
     uint32_t expert = blockIdx.x * GATE_FEW_EXPERTS, token = blockIdx.z * GATE_ROWS;
     uint32_t first = blockIdx.y * args.range_blocks;
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(GATE_MANY_THREADS, 1)
     gate_many_kernel(const __grid_constant__ CUtensorMap x_map,
                      const __grid_constant__ CUtensorMap w_map, const gate_logits_t args)
 {
-    extern __shared__ __align__(1024) char shared[];
+    DYNAMIC_SHARED(char, shared, 1024);
     uint64_t *full = (uint64_t *)(shared + GATE_MANY_STAGES * GATE_MANY_STAGE);
     uint64_t *empty = full + GATE_MANY_STAGES;
     uint32_t token = blockIdx.x * GATE_ROWS, expert = blockIdx.z * GATE_MANY_EXPERTS;

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(GATE_CHOOSE_THREADS)
     gate_choose_kernel(const gate_choose_t args, const gate_t gate)
 {
     constexpr int tokens = GATE_CHOOSE_THREADS / 32 / warps, threads = 32 * warps;
-    extern __shared__ __align__(128) float sums[];
+    DYNAMIC_SHARED(float, sums, 128);
     __shared__ float scores[tokens][count * 33], choices[tokens][count * 33];
     __shared__ uint64_t barrier;
     uint32_t own = threadIdx.x / threads, thread = threadIdx.x % threads;

@@ -15,6 +15,11 @@ __device__ __forceinline__ uint32_t shared_address(const void *pointer)
     return (uint32_t)__cvta_generic_to_shared(pointer);
 }
 
+/* The block's dynamic shared memory, as an array. */
+#define DYNAMIC_SHARED(type, name, alignment)                                                      \
+    extern __shared__ __align__(alignment)                                                         \
+    type name[]
+
 /* One lane of the warp, always the same. */
 __device__ __forceinline__ bool is_elected()
 {
@@ -119,10 +124,26 @@ __device__ __forceinline__ uint32_t cluster_rank()
     return rank;
 }
 
+__device__ __forceinline__ void cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+/* Nothing that this thread wrote need be seen by others. */
+__device__ __forceinline__ void cluster_arrive_relaxed()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 __device__ __forceinline__ void cluster_sync()
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
+    cluster_arrive();
+    cluster_wait();
 }
 
 /* The address, for ld/st.shared::cluster, of the same variable in another block of the cluster. */
@@ -144,6 +165,32 @@ __device__ __forceinline__ void store_async(uint32_t target, uint32_t barrier, u
         "[%1];" ::"r"(target),
         "r"(barrier), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
         : "memory");
+}
+
+__device__ __forceinline__ void store_async(uint32_t target, uint32_t barrier, uint64_t value)
+{
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(target),
+        "l"(value), "r"(barrier)
+        : "memory");
+}
+
+__device__ __forceinline__ uint32_t cluster_load(uint32_t address)
+{
+    uint32_t value;
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+/* What was there before. */
+__device__ __forceinline__ uint32_t cluster_add(uint32_t address, uint32_t value)
+{
+    uint32_t before;
+    asm volatile("atom.shared::cluster.add.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "r"(address), "r"(value)
+                 : "memory");
+    return before;
 }
 
 /* ---- bulk tensor copies: a box of a tensor map to shared memory and back ---- */
@@ -202,6 +249,16 @@ __device__ __forceinline__ void bulk_load(void *target, const void *source, uint
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
         "[%3];" ::"r"(shared_address(target)),
         "l"(source), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
+}
+
+/* Four bytes; they arrive at the barrier, one of whose arrivals they are, when they are there. */
+__device__ __forceinline__ void copy_async_4(void *target, const void *source, uint64_t *barrier)
+{
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 4;\n"
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%2];" ::"r"(shared_address(target)),
+        "l"(source), "r"(shared_address(barrier))
         : "memory");
 }
 
@@ -267,6 +324,49 @@ __device__ __forceinline__ void store_matrix_x4(void *row, uint32_t a, uint32_t 
                      shared_address(row)),
                  "r"(a), "r"(b), "r"(c), "r"(d)
                  : "memory");
+}
+
+/* ---- global memory ---- */
+
+/* Past L1: rows that are read once, while what stays there is read again. */
+__device__ __forceinline__ uint4 load_streamed(const void *from)
+{
+    uint4 bits;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(from));
+    return bits;
+}
+
+/* Sees what another block wrote before it counted. */
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t *from)
+{
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
+/* ---- arithmetic: 2^x and 1 / x to some 22 bits, denormal results are zero ---- */
+
+__device__ __forceinline__ float exp2_approximate(float x)
+{
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+__device__ __forceinline__ float reciprocal_approximate(float x)
+{
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+__device__ __forceinline__ uint32_t multiply_bf16_pair(uint32_t a, uint32_t b)
+{
+    uint32_t result;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    return result;
 }
 
 #endif

@@ -238,13 +238,6 @@ template <int count> __device__ __forceinline__ void prefill_hold(uint32_t (&p)[
         asm volatile("" : "+r"(p[j][0]), "+r"(p[j][1]), "+r"(p[j][2]), "+r"(p[j][3])::"memory");
 }
 
-__device__ __forceinline__ float prefill_exp2(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* query, key: wgmma_operand of tiles of 64 columns that follow each other. */
 template <int count>
 __device__ __forceinline__ void prefill_multiply_keys(float (&s)[count], uint64_t query,
@@ -309,13 +302,13 @@ __device__ __forceinline__ void prefill_weigh(float (&s)[count], prefill_rows_t 
         max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
         max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 2));
         bool is_grown = (max - rows.max[half]) * scale > 8.0f;
-        factor[half] = is_grown ? prefill_exp2((rows.max[half] - max) * scale) : 1.0f;
+        factor[half] = is_grown ? exp2_approximate((rows.max[half] - max) * scale) : 1.0f;
         if (is_grown) rows.max[half] = max;
         base[half] = rows.max[half] * scale;
     }
 #pragma unroll
     for (int i = 0; i < count; i++) {
-        s[i] = prefill_exp2(fmaf(s[i], scale, -base[i / 2 % 2]));
+        s[i] = exp2_approximate(fmaf(s[i], scale, -base[i / 2 % 2]));
         sum[i / 2 % 2][i % 2] += s[i];
     }
 #pragma unroll
@@ -495,7 +488,7 @@ __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     static_assert(block_keys % 16 == 0 && block_keys <= 128, "wgmma's k, registers");
     typedef prefill_shared_t<block_keys, stages> shared_t;
     static_assert(sizeof(shared_t) <= 227 * 1024, "shared memory of a block");
-    extern __shared__ __align__(1024) char prefill_memory[];
+    DYNAMIC_SHARED(char, prefill_memory, 1024);
     shared_t *shared = (shared_t *)prefill_memory;
     if (threadIdx.x == 0) {
         for (int i = 0; i < PREFILL_GROUPS; i++) {

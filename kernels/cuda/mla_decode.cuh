@@ -51,7 +51,7 @@ __device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             max[r] = mla_raise(self.max[r], max[r]);
-            factor[r] = mla_exp2(self.max[r] - max[r]);
+            factor[r] = exp2_approximate(self.max[r] - max[r]);
             self.sum[r] *= factor[r];
             self.max[r] = max[r];
         }
@@ -70,7 +70,7 @@ __device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 self.max[r] = shared->max[1][self.row + 8 * r];
-                factor[r] = mla_exp2(max[r] - self.max[r]);
+                factor[r] = exp2_approximate(max[r] - self.max[r]);
                 self.sum[r] *= factor[r];
             }
         }
@@ -131,7 +131,7 @@ __device__ __forceinline__ void mla_attend_right(mla_math_t &self, float (&o)[12
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             max[r] = mla_raise(shared->max[0][self.row + 8 * r], max[r]);
-            factor[r] = mla_exp2(self.max[r] - max[r]);
+            factor[r] = exp2_approximate(self.max[r] - max[r]);
             self.sum[r] *= factor[r];
             self.max[r] = max[r];
         }
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(MLA_THREADS, 1)
     mla_decode_kernel(const __grid_constant__ CUtensorMap query,
                       const __grid_constant__ CUtensorMap cache, const mla_arguments_t arguments)
 {
-    extern __shared__ __align__(1024) char shared_bytes[];
+    DYNAMIC_SHARED(char, shared_bytes, 1024);
     mla_shared_t *shared = (mla_shared_t *)shared_bytes;
     uint32_t rank = cluster_rank(), warpgroup = threadIdx.x / 128;
     if (threadIdx.x == 0) {

@@ -34,8 +34,8 @@ __device__ __forceinline__ void mla_add_sums(mla_math_t &self, float (&o)[128], 
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float max = fmaxf(self.max[r], other_max[r]);
-        own[r] = mla_exp2(self.max[r] - max);
-        other[r] = mla_exp2(other_max[r] - max);
+        own[r] = exp2_approximate(self.max[r] - max);
+        other[r] = exp2_approximate(other_max[r] - max);
         self.max[r] = max;
         self.sum[r] = fmaf(other_sum[r], other[r], self.sum[r] * own[r]);
     }
@@ -57,7 +57,7 @@ __device__ __forceinline__ void mla_wait_turn(const uint32_t *counter, uint32_t 
 {
     uint32_t value;
     do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+        value = load_acquire(counter);
     } while (value >> 8 != tiles || (value & 255) < halves);
 }
 

@@ -136,7 +136,7 @@ __device__ __forceinline__ void mla_exponentials(mla_math_t &self, float (&s)[32
 {
 #pragma unroll
     for (int i = 0; i < 32; i++) {
-        s[i] = mla_exp2(fmaf(s[i], self.scale, -max[i / 2 % 2]));
+        s[i] = exp2_approximate(fmaf(s[i], self.scale, -max[i / 2 % 2]));
         self.sum[i / 2 % 2] += s[i];
     }
 }

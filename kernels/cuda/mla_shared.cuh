@@ -70,13 +70,6 @@ struct __align__(1024) mla_shared_t
 };
 static_assert(sizeof(mla_shared_t) <= 227 * 1024, "one block's shared memory");
 
-__device__ __forceinline__ float mla_exp2(float x)
-{
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-}
-
 __device__ __forceinline__ uint32_t mla_pack(float low, float high)
 {
     __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);

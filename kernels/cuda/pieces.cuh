@@ -7,6 +7,7 @@
 #ifndef KERNELS_CUDA_PIECES_CUH
 #define KERNELS_CUDA_PIECES_CUH
 
+#include "hopper.cuh"
 #include "queue.cuh"
 
 #include <cuda_bf16.h>
@@ -41,16 +42,6 @@ template <> struct piece_t<bf16_t> {
 template <> struct piece_t<e4m3_t> {
     uint2 bits;
 };
-
-/* Rows that are read once pass L1 by: what stays there are weights. */
-__device__ __forceinline__ uint4 load_streamed(const void *from)
-{
-    uint4 bits;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(from));
-    return bits;
-}
 
 __device__ __forceinline__ void piece_load(piece_t<bf16_t> *self, const bf16_t *from)
 {

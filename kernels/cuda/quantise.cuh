@@ -35,8 +35,7 @@ __device__ __forceinline__ float divide(float value, float divisor, float recipr
 /* 1 / scale, scale being at least 2e-7. */
 __device__ __forceinline__ float reciprocal_of(float scale)
 {
-    float guess;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(guess) : "f"(scale));
+    float guess = reciprocal_approximate(scale);
     return fmaf(guess, fmaf(-guess, scale, 1.0f), guess);
 }
 

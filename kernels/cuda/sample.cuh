@@ -550,7 +550,7 @@ __global__ void __launch_bounds__(threads, blocks)
     sample_rows(sample_result_t *results, const float *logits, size_t stride, uint32_t vocab,
                 uint32_t segment, const sample_row_t *rows)
 {
-    extern __shared__ __align__(128) char memory[];
+    DYNAMIC_SHARED(char, memory, 128);
     __shared__ sample_shared_t shared;
     uint32_t row = blockIdx.x / BLOCKS;
     const float *raw = logits + row * stride;

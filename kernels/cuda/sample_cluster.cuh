@@ -48,40 +48,17 @@ struct place_t {
 __device__ __forceinline__ void send(void *target, uint64_t *barrier, uint32_t block,
                                      uint64_t value)
 {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(
-                     cluster_address(target, block)),
-                 "l"(value), "r"(cluster_address(barrier, block))
-                 : "memory");
+    store_async(cluster_address(target, block), cluster_address(barrier, block), value);
 }
 
 __device__ __forceinline__ uint32_t load_from(const uint32_t *source, uint32_t block)
 {
-    uint32_t value;
-    asm volatile("ld.shared::cluster.u32 %0, [%1];"
-                 : "=r"(value)
-                 : "r"(cluster_address(source, block))
-                 : "memory");
-    return value;
+    return cluster_load(cluster_address(source, block));
 }
 
 __device__ __forceinline__ uint32_t add_to(uint32_t *target, uint32_t block, uint32_t value)
 {
-    uint32_t before;
-    asm volatile("atom.shared::cluster.add.u32 %0, [%1], %2;"
-                 : "=r"(before)
-                 : "r"(cluster_address(target, block)), "r"(value)
-                 : "memory");
-    return before;
-}
-
-__device__ __forceinline__ void cluster_arrive_relaxed()
-{
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void cluster_wait()
-{
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    return cluster_add(cluster_address(target, block), value);
 }
 
 /* What all blocks wrote to their own shared memory becomes visible to all.  The fence is one
@@ -90,7 +67,7 @@ __device__ __forceinline__ void publish(const place_t &at)
 {
     __syncthreads();
     if (at.thread < 32)
-        asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+        cluster_arrive();
     else
         cluster_arrive_relaxed();
     cluster_wait();

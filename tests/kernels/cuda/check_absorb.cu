@@ -75,9 +75,9 @@ static void check_naive(harness_t *self, const heads_t *heads, bool is_query, dt
     tensor_t found = run(self, &one, &x, &kv_b, heads);
     dim3 grid(heads->heads, rows);
     if (is_query)
-        naive_absorb_query<<<grid, 192>>>((float *)naive.data, x, kv_b, *heads);
+        LAUNCH(naive_absorb_query, (grid, 192), (float *)naive.data, x, kv_b, *heads);
     else
-        naive_absorb_value<<<grid, 128>>>((float *)naive.data, x, kv_b, *heads);
+        LAUNCH(naive_absorb_value, (grid, 128), (float *)naive.data, x, kv_b, *heads);
     CUDA(cudaGetLastError());
     tensor_t wanted = tensor_to_host(&naive, false);
     char what[96];

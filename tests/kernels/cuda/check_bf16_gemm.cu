@@ -47,9 +47,9 @@ static void check_naive(harness_t *self, dtype_t dtype, const tensor_t *x, const
     tensor_t naive = tensor_new(DTYPE_F32, x->rows, w->rows, false);
     expect(self, bf16_gemm(self->q, &out, x, w) == 0, what, 1, 0);
     queue_demand(self, what);
-    naive_bf16_gemm<<<dim3((w->rows + 127) / 128, x->rows), 128>>>(
-        (float *)naive.data, (const __nv_bfloat16 *)x->data, x->stride,
-        (const __nv_bfloat16 *)w->data, w->stride, w->rows, x->cols);
+    LAUNCH(naive_bf16_gemm, (dim3((w->rows + 127) / 128, x->rows), 128), (float *)naive.data,
+           (const __nv_bfloat16 *)x->data, x->stride, (const __nv_bfloat16 *)w->data, w->stride,
+           w->rows, x->cols);
     CUDA(cudaGetLastError());
     tensor_t found = tensor_to_host(&out, false), wanted = tensor_to_host(&naive, false);
     double allowed = dtype == DTYPE_F32 ? 2e-5 : 3e-3;

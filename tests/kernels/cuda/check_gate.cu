@@ -67,7 +67,7 @@ static void check_naive(harness_t *self, const gate_t *gate, uint32_t rows, uint
     gate_choice_t found = run(self, &x, &w, device_bias, gate);
     std::vector<double> logits((size_t)rows * gate->experts);
     double *device_logits = (double *)memory_new(logits.size() * 8);
-    naive_logits<<<dim3(rows, gate->experts), 32>>>(device_logits, x, w);
+    LAUNCH(naive_logits, (dim3(rows, gate->experts), 32), device_logits, x, w);
     CUDA(cudaGetLastError());
     memory_download(logits.data(), device_logits, logits.size() * 8);
     uint32_t wrong = 0, ties = 0;

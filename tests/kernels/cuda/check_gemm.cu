@@ -125,8 +125,8 @@ static void add_group(gemm_sums_t *sums, double *wanted, const product_t *p, con
                              : std::max(at, span.rows - SAMPLE_ROWS);
         uint32_t count = std::min<uint32_t>(SAMPLE_ROWS, span.rows - first);
         dim3 grid((p->out.cols + 127) / 128, count);
-        naive_fp8_gemm<<<grid, 128>>>(wanted, p->x, *w, span.first + first);
-        add_differences<<<grid, 128>>>(sums, p->out, wanted, span.first + first);
+        LAUNCH(naive_fp8_gemm, (grid, 128), wanted, p->x, *w, span.first + first);
+        LAUNCH(add_differences, (grid, 128), sums, p->out, wanted, span.first + first);
         CUDA(cudaGetLastError());
     }
 }
@@ -201,7 +201,7 @@ static void judge_check(harness_t *self, const product_t *p, const char *what)
         tensor_t part_x = host_rows(&x, spans[g]), part = host_rows(&wanted, spans[g]);
         expect(self, ops_judge.gemm(self->cpu, &part, &part_x, &w) == 0, what, 1, 0);
         dim3 grid((out.cols + 127) / 128, spans[g].rows);
-        naive_fp8_gemm<<<grid, 128>>>(naive, p->x, p->w[g], spans[g].first);
+        LAUNCH(naive_fp8_gemm, (grid, 128), naive, p->x, p->w[g], spans[g].first);
         memory_download(found.data(), naive, (size_t)spans[g].rows * out.cols * sizeof(double));
         tensor_t part_out = host_rows(&out, spans[g]);
         worst = std::max(worst, difference_relative(&part_out, &part));

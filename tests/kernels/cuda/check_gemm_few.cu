@@ -101,8 +101,8 @@ static void expect_right(harness_t *self, const few_product_t *p,
     for (uint32_t g = 0; g < p->w.size(); g++) {
         uint32_t first = g * p->slots, rows = p->rows.empty() ? p->x.rows : p->rows[g];
         if (rows == 0) continue;
-        naive_fp8_gemm<<<dim3((p->out.cols + 127) / 128, rows), 128>>>(
-            naive + (size_t)first * p->out.cols, p->x, p->w[g], first);
+        LAUNCH(naive_fp8_gemm, (dim3((p->out.cols + 127) / 128, rows), 128),
+               naive + (size_t)first * p->out.cols, p->x, p->w[g], first);
     }
     memory_download(wanted.data(), naive, count * sizeof(double));
     double dd = 0, yy = 1e-300, xy = 0, xx = 0;

@@ -54,8 +54,8 @@ static void check_rope(harness_t *self, const rope_shape_t *s)
     expect(self, status == 0, what, status, 0);
     queue_demand(self, what);
     naive_t naive = naive_new(s->rows, cols);
-    naive_rope<<<NAIVE_LAUNCH(naive)>>>(naive, before, s->heads, s->head_stride, s->offset, s->dim,
-                                        table, upload(positions));
+    LAUNCH(naive_rope, NAIVE_LAUNCH(naive), naive, before, s->heads, s->head_stride, s->offset,
+           s->dim, table, upload(positions));
     expect_wanted(self, &x, &naive, turn_tolerance, what);
     if (s->rows * cols <= 1 << 18) {
         std::vector<float> host_table((size_t)POSITIONS * s->dim);
@@ -159,9 +159,9 @@ static void check_kv_write(harness_t *self, const std::vector<std::vector<uint32
     kv.rows = latents.rows = paged.rows;
     naive_t naive = naive_new(paged.rows, cols);
     double *factors = (double *)memory_new((paged.rows + 1) * sizeof *factors);
-    naive_cache_rows<<<paged.count, 256>>>(found, paged.cache, paged.sequences, true);
-    naive_factors<<<paged.rows / 64 + 1, 64>>>(factors, latents, 1e-6f);
-    naive_kv<<<NAIVE_LAUNCH(naive)>>>(naive, factors, kv, weight, table, upload(positions));
+    LAUNCH(naive_cache_rows, (paged.count, 256), found, paged.cache, paged.sequences, true);
+    LAUNCH(naive_factors, (paged.rows / 64 + 1, 64), factors, latents, 1e-6f);
+    LAUNCH(naive_kv, NAIVE_LAUNCH(naive), naive, factors, kv, weight, table, upload(positions));
     expect_wanted(self, &found, &naive, kv_tolerance, "kv_write");
     size_t changed = changed_values(&paged, before);
     expect(self, changed <= (size_t)paged.rows * cols, "kv_write beyond its rows", (double)changed,
@@ -186,7 +186,7 @@ static void check_kv_gather(harness_t *self, const std::vector<std::vector<uint3
         self->ops->kv_gather(self->q, &latents, &ropes, &paged.cache, paged.sequences, paged.count);
     expect(self, status == 0, "kv_gather", status, 0);
     queue_demand(self, "kv_gather");
-    naive_cache_rows<<<paged.count, 256>>>(wanted, paged.cache, paged.sequences, false);
+    LAUNCH(naive_cache_rows, (paged.count, 256), wanted, paged.cache, paged.sequences, false);
     CUDA(cudaGetLastError());
     tensor_t wanted_latents = wanted, wanted_ropes = wanted;
     wanted_latents.cols = latent;

@@ -152,9 +152,9 @@ static void compare_naive(harness_t *self, const step_t *step, uint32_t limit, c
                           step->heads.scale };
     CUDA(cudaFuncSetAttribute(naive_mha_prefill, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               (int)(keys_max * sizeof(double))));
-    naive_mha_prefill<<<dim3((unsigned)rows.size(), heads), 128, keys_max * sizeof(double)>>>(
-        x, (naive_row_t *)memory_upload(rows.data(), rows.size() * sizeof(naive_row_t)), wanted,
-        magnitude);
+    LAUNCH(naive_mha_prefill, (dim3((unsigned)rows.size(), heads), 128, keys_max * sizeof(double)),
+           x, (naive_row_t *)memory_upload(rows.data(), rows.size() * sizeof(naive_row_t)), wanted,
+           magnitude);
     CUDA(cudaGetLastError());
     std::vector<float> host_wanted(count), host_magnitude(count);
     std::vector<__nv_bfloat16> found(heads * 128);

@@ -164,9 +164,9 @@ static tensor_t naive(batch_t *batch)
     double *scores = nullptr;
     CUDA(cudaMalloc((void **)&scores,
                     (size_t)count * batch->heads.heads * batch->key_max * sizeof(double)));
-    naive_mla_decode<<<dim3(batch->heads.heads, count), NAIVE_MLA_THREADS>>>(
-        truth, batch->query, batch->cache, batch->heads.scale, batch->device_sequences, scores,
-        batch->key_max);
+    LAUNCH(naive_mla_decode, (dim3(batch->heads.heads, count), NAIVE_MLA_THREADS), truth,
+           batch->query, batch->cache, batch->heads.scale, batch->device_sequences, scores,
+           batch->key_max);
     CUDA(cudaGetLastError());
     tensor_t host = tensor_to_host(&truth, false);
     CUDA(cudaFree(scores));

@@ -127,7 +127,7 @@ static void check_gather(harness_t *self, const ids_t &index, uint32_t x_rows, u
     expect(self, status == 0, what, status, 0);
     queue_demand(self, what);
     naive_t naive = naive_new(out.rows, cols);
-    naive_gather<<<NAIVE_LAUNCH(naive)>>>(naive, x, device, true);
+    LAUNCH(naive_gather, NAIVE_LAUNCH(naive), naive, x, device, true);
     expect_wanted(self, &out, &naive, to == DTYPE_F8E4M3 ? quantised : exact, what);
     memory_free_all();
 }
@@ -190,8 +190,8 @@ static void check_combine(harness_t *self, const combine_shape_t *s)
     expect(self, status == 0, what, status, 0);
     queue_demand(self, what);
     naive_t naive = naive_new(s->tokens, s->cols);
-    naive_combine<<<NAIVE_LAUNCH(naive)>>>(naive, before, rows, device, (float *)weights.data,
-                                           s->top_k);
+    LAUNCH(naive_combine, NAIVE_LAUNCH(naive), naive, before, rows, device, (float *)weights.data,
+           s->top_k);
     expect_wanted(self, &out, &naive, exact, what);
     if (s->tokens <= 4) {
         tensor_t judged = tensor_to_host(&before, false), host = tensor_to_host(&rows, false),

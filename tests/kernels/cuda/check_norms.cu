@@ -63,9 +63,9 @@ static void check_add_rmsnorm(harness_t *self, const norm_shape_t *shape)
     queue_demand(self, what);
     naive_t naive = naive_new(rows, cols);
     double *factors = (double *)memory_new(rows * sizeof *factors);
-    if (added) naive_add<<<NAIVE_LAUNCH(naive)>>>(naive, expected, x);
-    naive_factors<<<rows / 64 + 1, 64>>>(factors, expected, eps);
-    naive_norm<<<NAIVE_LAUNCH(naive)>>>(naive, factors, expected, weight);
+    if (added) LAUNCH(naive_add, NAIVE_LAUNCH(naive), naive, expected, x);
+    LAUNCH(naive_factors, (rows / 64 + 1, 64), factors, expected, eps);
+    LAUNCH(naive_norm, NAIVE_LAUNCH(naive), naive, factors, expected, weight);
     CUDA(cudaGetLastError());
     expect_wanted(self, &out, &naive, norm_tolerance, what);
     if (shape->is_quantised) expect_wanted(self, &quantised, &naive, norm_tolerance, what);
@@ -87,8 +87,8 @@ static void check_rmsnorm(harness_t *self, uint32_t rows, uint32_t cols, dtype_t
     queue_demand(self, what);
     naive_t naive = naive_new(rows, cols);
     double *factors = (double *)memory_new(rows * sizeof *factors);
-    naive_factors<<<rows / 64 + 1, 64>>>(factors, x, eps);
-    naive_norm<<<NAIVE_LAUNCH(naive)>>>(naive, factors, x, weight);
+    LAUNCH(naive_factors, (rows / 64 + 1, 64), factors, x, eps);
+    LAUNCH(naive_norm, NAIVE_LAUNCH(naive), naive, factors, x, weight);
     expect_wanted(self, &out, &naive, norm_tolerance, what);
     memory_free_all();
 }
@@ -125,7 +125,7 @@ static void check_add(harness_t *self, uint32_t rows, uint32_t cols, dtype_t dty
     expect(self, self->ops->add(self->q, &residual, &x) == 0, "add", 1, 0);
     queue_demand(self, "add");
     naive_t naive = { NULL, rows, cols };
-    naive_add<<<NAIVE_LAUNCH(naive)>>>(naive, expected, x);
+    LAUNCH(naive_add, NAIVE_LAUNCH(naive), naive, expected, x);
     expect(self, is_same_on_device(&residual, &expected), "add", rows, cols);
     memory_free_all();
 }
@@ -147,7 +147,7 @@ static void check_silu(harness_t *self, uint32_t rows, uint32_t cols, dtype_t dt
     expect(self, status == 0, what, status, 0);
     queue_demand(self, what);
     naive_t naive = naive_new(rows, cols);
-    naive_silu<<<NAIVE_LAUNCH(naive)>>>(naive, x);
+    LAUNCH(naive_silu, NAIVE_LAUNCH(naive), naive, x);
     expect_wanted(self, &out, &naive, silu_tolerance, what);
     for (uint32_t r = 0; r < rows; r += 1 + 2 * r) {
         tensor_t row = rows_of(&x, r, 1), in_batch = rows_of(&out, r, 1);
@@ -210,7 +210,7 @@ static void check_cast(harness_t *self, uint32_t rows, uint32_t cols, dtype_t dt
     expect(self, status == 0, what, status, 0);
     queue_demand(self, what);
     naive_t naive = naive_new(rows, cols);
-    naive_gather<<<NAIVE_LAUNCH(naive)>>>(naive, x, NULL, false);
+    LAUNCH(naive_gather, NAIVE_LAUNCH(naive), naive, x, NULL, false);
     tolerance_t tolerance = to == DTYPE_F8E4M3 ? tolerance_t{ 2e-7f, 0 } : exact;
     expect_wanted(self, &out, &naive, tolerance, what);
     if (rows * cols <= 1 << 16) {
@@ -256,7 +256,7 @@ static void check_embed(harness_t *self, uint32_t rows, uint32_t cols, dtype_t t
     expect(self, self->ops->embed(self->q, &out, &table, device) == 0, "embed", 1, 0);
     queue_demand(self, "embed");
     naive_t naive = naive_new(rows, cols);
-    naive_gather<<<NAIVE_LAUNCH(naive)>>>(naive, table, device, false);
+    LAUNCH(naive_gather, NAIVE_LAUNCH(naive), naive, table, device, false);
     expect_wanted(self, &out, &naive, exact, "embed");
     memory_free_all();
 }

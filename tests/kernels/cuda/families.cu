@@ -2,6 +2,10 @@
 #include "families.h"
 #include "harness.cuh"
 
+#ifdef EMULATED
+#include "emulated/device.h"
+#endif
+
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -52,6 +56,7 @@ int cuda_families_run(int argc, char **argv)
 {
     bool is_small = false, has_checks = true, has_timings = true;
     static harness_t self;
+    uint64_t seed = (uint64_t)time(NULL);
     int next = 1;
     for (; next < argc && argv[next][0] == '-'; next++) {
         if (strcmp(argv[next], "--small") == 0)
@@ -62,17 +67,22 @@ int cuda_families_run(int argc, char **argv)
             has_checks = false;
         else if (strcmp(argv[next], "--table") == 0 && next + 1 < argc)
             self.table = fopen(argv[++next], "w");
+        else if (strcmp(argv[next], "--seed") == 0 && next + 1 < argc)
+            seed = strtoull(argv[++next], NULL, 10);
         else
             return fprintf(stderr,
                            "unknown option %s; allowed are --small, --checks, --timings, --table "
-                           "FILE\n",
+                           "FILE, --seed N\n",
                            argv[next]),
                    2;
     }
     self.q = queue_new_cuda(0, (size_t)1 << 30);
     self.ops = &ops_cuda;
     self.cpu = queue_new_cpu((size_t)1 << 30, 8);
-    self.random = (uint64_t)time(NULL);
+    self.random = seed;
+#ifdef EMULATED
+    emulated::seed_set(seed);
+#endif
     if (!self.q || !self.cpu) return fprintf(stderr, "no Hopper GPU with 1 GiB free\n"), 1;
     cudaDeviceProp properties;
     CUDA(cudaGetDeviceProperties(&properties, 0));

@@ -160,9 +160,9 @@ tensor_t tensor_random(harness_t *self, dtype_t dtype, uint32_t rows, uint32_t c
     tensor_t x = tensor_new(dtype, rows, cols, is_weight);
     size_t count = (size_t)rows * cols;
     if (count == 0) return x;
-    fill_random<<<1024, 256>>>(x.data, dtype, count, next_random(self));
+    LAUNCH(fill_random, (1024, 256), x.data, dtype, count, next_random(self));
     if (dtype == DTYPE_F8E4M3)
-        fill_scales<<<256, 256>>>(x.scales, scale_count(&x, is_weight), next_random(self));
+        LAUNCH(fill_scales, (256, 256), x.scales, scale_count(&x, is_weight), next_random(self));
     CUDA(cudaGetLastError());
     CUDA(cudaDeviceSynchronize());
     return x;

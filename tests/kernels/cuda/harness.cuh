@@ -29,6 +29,13 @@ struct harness_t {
 #define CUDA(call) cuda_demand((call), #call, __FILE__, __LINE__)
 void cuda_demand(cudaError_t status, const char *call, const char *file, int line);
 
+/* A kernel on the default stream: LAUNCH(kernel, (grid, block), argument, ...).  The emulation has
+ * its own. */
+#ifndef LAUNCH
+#define LAUNCH_SHAPE(...)          __VA_ARGS__
+#define LAUNCH(kernel, shape, ...) kernel<<<LAUNCH_SHAPE shape>>>(__VA_ARGS__)
+#endif
+
 /* Device memory, filled with 0xff bytes (NaN); it lives until memory_free_all. */
 void *memory_new(size_t bytes);
 void memory_free_all(void);

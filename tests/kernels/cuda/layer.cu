@@ -30,9 +30,9 @@ static tensor_t weights_new(harness_t *harness, dtype_t dtype, uint32_t rows, ui
     float factor = 1.0f / sqrtf((float)cols);
     if (dtype == DTYPE_F8E4M3) {
         size_t count = (size_t)(rows + 127) / 128 * w.scale_stride;
-        multiply<<<64, 256>>>(w.scales, DTYPE_F32, count, factor);
+        LAUNCH(multiply, (64, 256), w.scales, DTYPE_F32, count, factor);
     } else {
-        multiply<<<1024, 256>>>(w.data, dtype, (size_t)rows * cols, factor);
+        LAUNCH(multiply, (1024, 256), w.data, dtype, (size_t)rows * cols, factor);
     }
     CUDA(cudaGetLastError());
     return w;

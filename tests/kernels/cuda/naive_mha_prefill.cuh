@@ -3,6 +3,7 @@
 #ifndef TESTS_KERNELS_CUDA_NAIVE_MHA_PREFILL_CUH
 #define TESTS_KERNELS_CUDA_NAIVE_MHA_PREFILL_CUH
 
+#include "../../../kernels/cuda/hopper.cuh"
 #include "../../../kernels/ops.h"
 
 #include <cuda_bf16.h>
@@ -39,7 +40,7 @@ __device__ double naive_reduce(double *room, double x, combine_t combine)
 __global__ static void naive_mha_prefill(naive_prefill_t x, const naive_row_t *rows, float *out,
                                          float *magnitude)
 {
-    extern __shared__ double naive_scores[];
+    DYNAMIC_SHARED(double, naive_scores, 16);
     __shared__ double room[128];
     naive_row_t row = rows[blockIdx.x];
     uint32_t head = blockIdx.y;

@@ -37,7 +37,7 @@ struct naive_t {
     if (at >= (size_t)(self).rows * (self).cols) return;                                           \
     uint32_t row = (uint32_t)(at / (self).cols), col = (uint32_t)(at % (self).cols)
 
-#define NAIVE_LAUNCH(self) (unsigned)(((size_t)(self).rows * (self).cols + 255) / 256 + 1), 256
+#define NAIVE_LAUNCH(self) ((unsigned)(((size_t)(self).rows * (self).cols + 255) / 256 + 1), 256)
 
 static __global__ void naive_factors(double *factors, tensor_t x, float eps)
 {
@@ -235,11 +235,11 @@ inline void expect_wanted(harness_t *self, const tensor_t *out, const naive_t *n
     CUDA(cudaMemset(device, 0, sizeof *device));
     CUDA(cudaDeviceSynchronize());
     size_t count = (size_t)out->rows * out->stride;
-    compare_values<<<(unsigned)((count + 255) / 256), 256>>>(device, *out, naive->wanted,
-                                                             tolerance);
+    LAUNCH(compare_values, ((unsigned)((count + 255) / 256), 256), device, *out, naive->wanted,
+           tolerance);
     if (out->dtype == DTYPE_F8E4M3)
-        compare_scales<<<out->rows, (out->cols + 127) / 128>>>(device, *out, naive->wanted,
-                                                               tolerance);
+        LAUNCH(compare_scales, (out->rows, (out->cols + 127) / 128), device, *out, naive->wanted,
+               tolerance);
     CUDA(cudaGetLastError());
     memory_download(&verdict, device, sizeof verdict);
     char line[200];

@@ -1,0 +1,261 @@
+/* tests/kernels/cuda/emulated/copies.cc - tensor maps, bulk copies and the products of warpgroups.
+ */
+#include "copies.h"
+
+#include "../../../../kernels/cuda/tensor_map.cuh"
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include <errno.h>
+#include <string.h>
+
+/* The emulated tensor map is the view itself. */
+static_assert(sizeof(tensor_view_t) <= sizeof(CUtensorMap), "the view lies in the map");
+
+static uint32_t element_bytes(const tensor_view_t *view)
+{
+    return view->dtype == DTYPE_F32 ? 4 : view->dtype == DTYPE_BF16 ? 2 : 1;
+}
+
+/* What cuTensorMapEncodeTiled refuses. */
+int tensor_map_init(CUtensorMap *map, const tensor_view_t *view)
+{
+    uint32_t size = element_bytes(view), row = view->box_cols * size;
+    if ((uintptr_t)view->data % 16 != 0 || view->row_stride * size % 16 != 0 ||
+        view->plane_stride * size % 16 != 0 || view->box_cols > 256 || view->box_rows > 256 ||
+        view->box_planes > 256 || row % 16 != 0 || view->cols == 0 || view->rows == 0)
+        return EINVAL;
+    if (view->swizzle_bytes && row > view->swizzle_bytes) return EINVAL;
+    memset(map, 0, sizeof *map);
+    memcpy(map, view, sizeof *view);
+    return 0;
+}
+
+namespace emulated
+{
+
+static tensor_view_t view_of(const CUtensorMap *map)
+{
+    tensor_view_t view;
+    memcpy(&view, map, sizeof view);
+    return view;
+}
+
+/* 16-byte pieces of an address change places by the address bits above those of a row. */
+static uint32_t swizzle(uint32_t offset, uint32_t swizzle_bytes)
+{
+    uint32_t mask = swizzle_bytes == 128  ? 7
+                    : swizzle_bytes == 64 ? 3
+                    : swizzle_bytes == 32 ? 1
+                                          : 0;
+    return offset ^ (offset >> 7 & mask) << 4;
+}
+
+static const char *element_at(const tensor_view_t *view, int64_t col, int64_t row, int64_t plane)
+{
+    if (col < 0 || row < 0 || plane < 0 || (uint64_t)col >= view->cols ||
+        (uint64_t)row >= view->rows || (uint64_t)plane >= (view->planes ? view->planes : 1))
+        return nullptr;
+    return (const char *)view->data + ((uint64_t)plane * view->plane_stride +
+                                       (uint64_t)row * view->row_stride + (uint64_t)col) *
+                                          element_bytes(view);
+}
+
+/* Offset in a block's shared memory of every element of a box that begins at `first`. */
+template <typename function_t>
+static void for_box(const tensor_view_t *view, uint32_t first, function_t f)
+{
+    uint32_t size = element_bytes(view), planes = view->box_planes ? view->box_planes : 1, at = 0;
+    for (uint32_t p = 0; p < planes; p++)
+        for (uint32_t r = 0; r < view->box_rows; r++)
+            for (uint32_t c = 0; c < view->box_cols; c++, at += size)
+                f(c, r, p, swizzle(first + at, view->swizzle_bytes), size);
+}
+
+static uint32_t box_bytes(const tensor_view_t *view)
+{
+    return view->box_cols * view->box_rows * (view->box_planes ? view->box_planes : 1) *
+           element_bytes(view);
+}
+
+static void load_now(const tensor_view_t *view, char *shared, uint32_t first, int col, int row,
+                     int plane)
+{
+    for_box(view, first, [&](uint32_t c, uint32_t r, uint32_t p, uint32_t at, uint32_t size) {
+        const char *from = element_at(view, (int64_t)col + c, (int64_t)row + r, (int64_t)plane + p);
+        if (from)
+            memcpy(shared + at, from, size);
+        else
+            memset(shared + at, 0, size);
+    });
+}
+
+void tensor_load(void *target, const CUtensorMap *map, uint64_t *barrier, int col, int row,
+                 int plane, uint32_t blocks)
+{
+    tensor_view_t view = view_of(map);
+    const block_t *own = current->block;
+    uint32_t first = shared_address_of(target) & 0xffffff,
+             at = shared_address_of(barrier) & 0xffffff;
+    if (first % (view.swizzle_bytes == 0 ? 128 : view.swizzle_bytes == 128 ? 128 : 128) != 0)
+        fail("a tensor copy to an address that is no multiple of 128");
+    if ((uint64_t)col * element_bytes(&view) % 16 != 0)
+        fail("a tensor copy that begins in the middle of 16 bytes"); /* an illegal instruction */
+    for (uint32_t rank = 0; rank < own->cluster->blocks.size(); rank++) {
+        if (!(blocks >> rank & 1)) continue;
+        char *shared = shared_in(own, rank << 24);
+        uint64_t *word = (uint64_t *)shared_in(own, rank << 24 | at);
+        later([=] {
+            load_now(&view, shared, first, col, row, plane);
+            barrier_complete(word, box_bytes(&view));
+        });
+    }
+}
+
+void bulk_load(void *target, const void *source, uint32_t bytes, uint64_t *barrier)
+{
+    if ((uintptr_t)target % 16 != 0 || (uintptr_t)source % 16 != 0 || bytes % 16 != 0)
+        fail("a bulk copy of %u bytes that is not aligned to 16", bytes);
+    later([=] {
+        memcpy(target, source, bytes);
+        barrier_complete(barrier, bytes);
+    });
+}
+
+void tensor_store(const CUtensorMap *map, const void *source, int col, int row)
+{
+    tensor_view_t view = view_of(map);
+    thread_t *self = current;
+    const char *shared = self->block->shared;
+    uint32_t first = shared_address_of(source) & 0xffffff;
+    if (first % 128 != 0) fail("a tensor copy from an address that is no multiple of 128");
+    if (self->stores.empty()) self->stores.push_back(0);
+    size_t group = self->stores.size() - 1;
+    self->stores[group]++;
+    later([=] {
+        for_box(&view, first, [&](uint32_t c, uint32_t r, uint32_t p, uint32_t at, uint32_t size) {
+            char *to = (char *)element_at(&view, (int64_t)col + c, (int64_t)row + r, p);
+            if (to) memcpy(to, shared + at, size);
+        });
+        self->stores[group]--;
+    });
+}
+
+void store_commit()
+{
+    if (current->stores.empty()) current->stores.push_back(0);
+    current->stores.push_back(0);
+}
+
+static bool are_stores_done(const thread_t *self)
+{
+    for (size_t group = 0; group + 1 + self->wanted < self->stores.size(); group++)
+        if (self->stores[group] > 0) return false;
+    return true;
+}
+
+void store_wait(uint32_t left)
+{
+    current->wanted = left;
+    wait(are_stores_done, "bulk stores");
+}
+
+/* ---- products ---- */
+
+enum { K_BYTES = 32 }; /* of one product: 16 of BF16, 32 of FP8 */
+
+/* K-major: 8 rows of 128 bytes are 1024, the next 8 follow at the operand's stride. */
+static const char *operand_row(const char *shared, uint64_t operand, uint32_t row, uint32_t byte)
+{
+    uint32_t start = (uint32_t)(operand & 0x3fff) << 4, stride = (uint32_t)(operand >> 32 & 0x3fff)
+                                                                 << 4;
+    return shared + swizzle(start + row / 8 * stride + row % 8 * 128 + byte, 128);
+}
+
+/* N-major, BF16: rows are k, 64 n of one row of 128 bytes. */
+static const char *operand_column(const char *shared, uint64_t operand, uint32_t n, uint32_t k)
+{
+    uint32_t start = (uint32_t)(operand & 0x3fff) << 4,
+             lead = (uint32_t)(operand >> 16 & 0x3fff) << 4,
+             stride = (uint32_t)(operand >> 32 & 0x3fff) << 4;
+    return shared + swizzle(start + n / 64 * lead + k / 8 * stride + k % 8 * 128 + n % 64 * 2, 128);
+}
+
+static float bf16_value(const void *at)
+{
+    uint16_t bits;
+    memcpy(&bits, at, 2);
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+static float fp8_value(const void *at)
+{
+    static float values[256];
+    if (values[1] == 0)
+        for (int i = 0; i < 256; i++) {
+            __nv_fp8_e4m3 code;
+            code.__x = (__nv_fp8_storage_t)i;
+            values[i] = (float)code;
+        }
+    return values[*(const uint8_t *)at];
+}
+
+/* x [rows][k] of an operand that lies K-major. */
+static void gather_rows(const char *shared, uint64_t operand, uint32_t rows, bool is_fp8, float *x)
+{
+    uint32_t size = is_fp8 ? 1 : 2, depth = K_BYTES / size;
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t k = 0; k < depth; k++) {
+            const char *at = operand_row(shared, operand, r, k * size);
+            x[r * depth + k] = is_fp8 ? fp8_value(at) : bf16_value(at);
+        }
+}
+
+/* Rows and columns that a thread's register i belongs to: wgmma.cuh. */
+static uint32_t row_of(uint32_t t, uint32_t i)
+{
+    return 16 * (t / 32) + t % 32 / 4 + 8 * (i / 2 % 2);
+}
+
+static uint32_t column_of(uint32_t t, uint32_t i)
+{
+    return 8 * (i / 4) + 2 * (t % 4) + i % 2;
+}
+
+static void gather_registers(const product_t *product, float *x)
+{
+    for (uint32_t t = 0; t < WARPGROUP; t++)
+        for (uint32_t i = 0; i < 8; i++) { /* words 0, 1: rows r and r + 8; 2, 3: 8 columns on */
+            uint16_t half = (uint16_t)(product->a_registers[t][i / 2] >> 16 * (i % 2));
+            x[row_of(t, i) * 16 + column_of(t, i)] = bf16_value(&half);
+        }
+}
+
+void product_happen(block_t *block, const product_t *product)
+{
+    static float a[64 * 32], b[256 * 32];
+    uint32_t depth = product->is_fp8 ? 32 : 16;
+    if (product->has_registers)
+        gather_registers(product, a);
+    else
+        gather_rows(block->shared, product->a, 64, product->is_fp8, a);
+    if (!product->is_b_mn)
+        gather_rows(block->shared, product->b, product->n, product->is_fp8, b);
+    else
+        for (uint32_t n = 0; n < product->n; n++)
+            for (uint32_t k = 0; k < 16; k++)
+                b[n * 16 + k] = bf16_value(operand_column(block->shared, product->b, n, k));
+    for (uint32_t t = 0; t < WARPGROUP; t++)
+        for (uint32_t i = 0; i < product->n / 2; i++) {
+            const float *x = a + row_of(t, i) * depth, *y = b + column_of(t, i) * depth;
+            float sum = 0;
+            for (uint32_t k = 0; k < depth; k++) sum += x[k] * y[k];
+            product->sums[t][i] = product->is_added ? product->sums[t][i] + sum : sum;
+        }
+}
+
+} // namespace emulated
