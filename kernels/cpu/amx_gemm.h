@@ -385,12 +385,5 @@ int amx_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t 
 int amx_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
                      const groups_t *groups)
 {
-    for (uint32_t g = 0; g < groups->count; g++) {
-        uint32_t first = groups->first[g], end = group_end(groups, g);
-        if (first == end) continue;
-        tensor_t part_out = rows_slice(out, first, end), part_x = rows_slice(x, first, end);
-        int status = amx_gemm(q, &part_out, &part_x, &w[g]);
-        if (status != 0) return status;
-    }
-    return 0;
+    return judge_gemm_each(q, out, x, w, groups, amx_gemm);
 }

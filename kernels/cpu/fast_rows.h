@@ -97,13 +97,7 @@ int NAME(silu_mul)(queue_t *q, const tensor_t *out, const tensor_t *gate_up)
 int NAME(grouped_silu_mul)(queue_t *q, const tensor_t *out, const tensor_t *gate_up,
                            const groups_t *groups)
 {
-    for (uint32_t g = 0; g < groups->count; g++) {
-        tensor_t part_out = rows_slice(out, groups->first[g], group_end(groups, g)),
-                 part_x = rows_slice(gate_up, groups->first[g], group_end(groups, g));
-        int status = NAME(silu_mul)(q, &part_out, &part_x);
-        if (status != 0) return status;
-    }
-    return 0;
+    return judge_rows_each(q, out, gate_up, groups, NAME(silu_mul));
 }
 
 /* The same multiplications and additions as the judge's, so that the two agree to the bit. */

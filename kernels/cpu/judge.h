@@ -26,4 +26,13 @@ typedef int (*prefill_attend_t)(queue_t *q, const prefill_call_t *sequence);
 int judge_prefill_each(queue_t *q, const prefill_call_t *step, const sequence_t *sequences,
                        uint32_t count, prefill_attend_t attend);
 
+/* Calls `multiply`, which is a gemm, or `op`, for the rows of each group that has some. */
+typedef int (*gemm_op_t)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w);
+int judge_gemm_each(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
+                    const groups_t *groups, gemm_op_t multiply);
+
+typedef int (*rows_op_t)(queue_t *q, const tensor_t *out, const tensor_t *x);
+int judge_rows_each(queue_t *q, const tensor_t *out, const tensor_t *x, const groups_t *groups,
+                    rows_op_t op);
+
 #endif

@@ -61,15 +61,21 @@ int judge_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_
     return 0;
 }
 
-int judge_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
-                       const groups_t *groups)
+int judge_gemm_each(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
+                    const groups_t *groups, gemm_op_t multiply)
 {
     for (uint32_t g = 0; g < groups->count; g++) {
         uint32_t first = groups->first[g], end = group_end(groups, g);
         if (first == end) continue;
         tensor_t part_out = rows_slice(out, first, end), part_x = rows_slice(x, first, end);
-        int status = judge_gemm(q, &part_out, &part_x, &w[g]);
+        int status = multiply(q, &part_out, &part_x, &w[g]);
         if (status != 0) return status;
     }
     return 0;
+}
+
+int judge_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
+                       const groups_t *groups)
+{
+    return judge_gemm_each(q, out, x, w, groups, judge_gemm);
 }

@@ -91,16 +91,23 @@ int judge_silu_mul(queue_t *q, const tensor_t *out, const tensor_t *gate_up)
     return 0;
 }
 
-int judge_grouped_silu_mul(queue_t *q, const tensor_t *out, const tensor_t *gate_up,
-                           const groups_t *groups)
+int judge_rows_each(queue_t *q, const tensor_t *out, const tensor_t *x, const groups_t *groups,
+                    rows_op_t op)
 {
     for (uint32_t g = 0; g < groups->count; g++) {
-        tensor_t part_out = rows_slice(out, groups->first[g], group_end(groups, g)),
-                 part_x = rows_slice(gate_up, groups->first[g], group_end(groups, g));
-        int status = judge_silu_mul(q, &part_out, &part_x);
+        uint32_t first = groups->first[g], end = group_end(groups, g);
+        if (first == end) continue;
+        tensor_t part_out = rows_slice(out, first, end), part_x = rows_slice(x, first, end);
+        int status = op(q, &part_out, &part_x);
         if (status != 0) return status;
     }
     return 0;
+}
+
+int judge_grouped_silu_mul(queue_t *q, const tensor_t *out, const tensor_t *gate_up,
+                           const groups_t *groups)
+{
+    return judge_rows_each(q, out, gate_up, groups, judge_silu_mul);
 }
 
 int judge_gather_rows(queue_t *q, const tensor_t *out, const tensor_t *x, const uint32_t *index)

@@ -37,7 +37,7 @@ static void test_config_defaults_pass_the_check(void **state)
     assert_int_equal(loaded.config.http.body_bytes_max, 8388608);
     assert_int_equal(loaded.config.engine.kind, 0);
     assert_string_equal(config_word(CONFIG_engine_kind, 1).text, "stub");
-    assert_string_equal(config_word(CONFIG_engine_ops, 6).text, "cuda");
+    assert_string_equal(config_word(CONFIG_engine_ops, 5).text, "amx");
     assert_int_equal(loaded.config.http.api_keys_count, 0);
     assert_false(loaded.config.wire.insecure);
 }
