@@ -16,9 +16,10 @@
  *   O_left += P1 V1_left                        S1 = Q K1 of the next pages
  *   S0 = Q K0 of the next pages
  *
- * One block of a cluster has the first half of the pages, the other the second.  At the end each
- * sends half of its columns to the other, which adds them to its own and writes them: no partial
- * result leaves the SMs unless a row has more than one piece (mla_split.h).
+ * Of units that two blocks share, one has the first half of the pages, the other the second; at the
+ * end each sends half of its columns to the other, which adds them to its own and writes them.  A
+ * block that works alone puts the sums of the first half by, in scratch that stays in the L2.  No
+ * other partial result leaves the SMs unless a row has more than one piece (mla_split.h).
  */
 #ifndef KERNELS_CUDA_MLA_DECODE_CUH
 #define KERNELS_CUDA_MLA_DECODE_CUH
@@ -28,24 +29,24 @@
 
 /* All pages of a unit, left half.  `o` is zero at first.  It is long: the steps of a fused
  * pipeline. */
-__device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128], uint32_t pages,
-                                                uint32_t last_keys)
+__device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128],
+                                                const mla_walk_t &walk, uint32_t last_keys)
 {
     mla_shared_t *shared = self.shared;
     const float one[2] = { 1.0F, 1.0F };
     char *p0 = shared->keys[0] + 8 * MLA_CHUNK_BYTES;
     uint32_t p1 = mla_keys_operand(self, 1, 8);
     float s[32];
-    uint32_t p[4][4];
-    if (pages > 0) mla_multiply<0, 1, 2, 3, 4>(self, s, 0, true);
+    uint32_t p[4][4], pairs = mla_walk_pairs(&walk);
+    if (pairs > 0) mla_multiply<0, 1, 2, 3, 4>(self, s, 0, true);
     wgmma_wait<0>();
     wgmma_hold(s);
-    self.parity[0] ^= pages > 0;
+    self.parity[0] ^= pairs > 0;
 #pragma unroll 1
-    for (uint32_t page = 0; page < pages; page += 2) {
-        bool has_odd = page + 1 < pages, has_next = page + 2 < pages;
+    for (uint32_t pair = 0; pair < pairs; pair++) {
+        bool has_odd = mla_walk_has_odd(&walk, pair), has_next = pair + 1 < pairs;
         if (!has_next) mla_free_query(self);
-        if (!has_odd && last_keys < 64) mla_mask(self, s, last_keys);
+        if (!has_next && !has_odd && last_keys < 64) mla_mask(self, s, last_keys);
         float max[2], factor[2];
         mla_row_max(self, s, max);
 #pragma unroll
@@ -61,7 +62,7 @@ __device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128
 #pragma unroll
         for (int k = 0; k < 4; k++) mla_pack_fragment(&s[8 * k], one, p[k]);
         mla_scale_rows(o, factor);
-        if (!has_odd && last_keys < 64) mla_clear_values(self, 0, 0, last_keys);
+        if (!has_next && !has_odd && last_keys < 64) mla_clear_values(self, 0, 0, last_keys);
         wgmma_fence();
         mla_add_values(o, p, mla_values_operand(self, 0, 0));
         factor[0] = factor[1] = 1.0F;
@@ -87,7 +88,7 @@ __device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128
         mla_free_part(self, 0, 0);
         if (has_odd) {
             mla_scale_rows(o, factor);
-            if (page + 2 == pages && last_keys < 64) mla_clear_values(self, 1, 0, last_keys);
+            if (!has_next && last_keys < 64) mla_clear_values(self, 1, 0, last_keys);
             named_barrier_wait(NAMED_P1, 256);
             wgmma_fence();
             mla_add_values(o, p1, mla_values_operand(self, 1, 0));
@@ -95,37 +96,39 @@ __device__ __forceinline__ void mla_attend_left(mla_math_t &self, float (&o)[128
         if (has_next) {
             mla_multiply<0, 1>(self, s, 0, true);
             wgmma_wait<1>();
-            mla_free_part(self, 1, 0);
+            if (has_odd) mla_free_part(self, 1, 0);
             mla_multiply<2, 3, 4>(self, s, 0, false);
             self.parity[0] ^= 1;
         }
         wgmma_wait<0>();
         wgmma_hold(o);
         wgmma_hold(s);
+        if (mla_walk_is_halfway(&walk, pair)) mla_put_by(self, o, 0);
         if (has_odd && !has_next) mla_free_part(self, 1, 0);
     }
 }
 
 /* The right half.  It is long: the steps of a fused pipeline. */
-__device__ __forceinline__ void mla_attend_right(mla_math_t &self, float (&o)[128], uint32_t pages,
-                                                 uint32_t last_keys)
+__device__ __forceinline__ void mla_attend_right(mla_math_t &self, float (&o)[128],
+                                                 const mla_walk_t &walk, uint32_t last_keys)
 {
     mla_shared_t *shared = self.shared;
     const float one[2] = { 1.0F, 1.0F };
     char *p1 = shared->keys[1] + 8 * MLA_CHUNK_BYTES;
     uint32_t p0 = mla_keys_operand(self, 0, 8);
     float s[32];
-    uint32_t p[4][4];
-    if (pages > 1) mla_multiply<2, 3, 0, 1, 4>(self, s, 1, true);
+    uint32_t p[4][4], pairs = mla_walk_pairs(&walk);
+    bool has_odd = mla_walk_has_odd(&walk, 0);
+    if (has_odd) mla_multiply<2, 3, 0, 1, 4>(self, s, 1, true);
     wgmma_wait<0>();
     wgmma_hold(s);
-    self.parity[1] ^= pages > 1;
+    self.parity[1] ^= has_odd;
 #pragma unroll 1
-    for (uint32_t page = 0; page < pages; page += 2) {
-        bool has_odd = page + 1 < pages, has_next = page + 3 < pages;
-        if (page + 2 >= pages) mla_free_query(self);
+    for (uint32_t pair = 0; pair < pairs; pair++) {
+        bool is_last = pair + 1 == pairs, has_next_odd = mla_walk_has_odd(&walk, pair + 1);
+        if (is_last) mla_free_query(self);
         float max[2] = { -INFINITY, -INFINITY }, factor[2];
-        if (page + 2 == pages && last_keys < 64) mla_mask(self, s, last_keys);
+        if (is_last && has_odd && last_keys < 64) mla_mask(self, s, last_keys);
         if (has_odd) mla_row_max(self, s, max);
         named_barrier_wait(NAMED_MAX0, 256);
 #pragma unroll
@@ -141,7 +144,7 @@ __device__ __forceinline__ void mla_attend_right(mla_math_t &self, float (&o)[12
             mla_exponentials(self, s, max);
         }
         mla_scale_rows(o, factor);
-        if (!has_odd && last_keys < 64) mla_clear_values(self, 0, 1, last_keys);
+        if (is_last && !has_odd && last_keys < 64) mla_clear_values(self, 0, 1, last_keys);
         named_barrier_wait(NAMED_P0, 256);
         wgmma_fence();
         mla_add_values(o, p0, mla_values_operand(self, 0, 1));
@@ -151,7 +154,7 @@ __device__ __forceinline__ void mla_attend_right(mla_math_t &self, float (&o)[12
                 mla_pack_fragment(&s[8 * k], one, p[k]);
                 mla_store_fragment(self, p1, k, p[k]);
             }
-            if (page + 2 == pages && last_keys < 64) mla_clear_values(self, 1, 1, last_keys);
+            if (is_last && last_keys < 64) mla_clear_values(self, 1, 1, last_keys);
             fence_async_shared();
             wgmma_fence();
             mla_add_values(o, p, mla_values_operand(self, 1, 1));
@@ -164,23 +167,28 @@ __device__ __forceinline__ void mla_attend_right(mla_math_t &self, float (&o)[12
         wgmma_wait<0>();
         wgmma_hold(o);
         if (has_odd) mla_free_part(self, 1, 1);
-        if (has_next) {
+        if (has_next_odd) {
             mla_multiply<2, 3, 0, 1, 4>(self, s, 1, true);
             self.parity[1] ^= 1;
         }
         wgmma_wait<0>();
         wgmma_hold(s);
+        has_odd = has_next_odd;
+        if (mla_walk_is_halfway(&walk, pair)) mla_put_by(self, o, 1);
     }
 }
 
 template <uint32_t half>
 __device__ __forceinline__ void mla_attend(mla_shared_t *shared, const mla_arguments_t &arguments,
-                                           uint32_t rank)
+                                           uint32_t rank, bool is_shared)
 {
     mla_math_t self;
     self.shared = shared;
+    self.first_half = is_shared ? nullptr
+                                : arguments.halves + (size_t)blockIdx.x * MLA_TOTAL_BYTES +
+                                      half * (MLA_TOTAL_BYTES / 2);
     self.query = (uint32_t)wgmma_operand(shared->query);
-    self.parity[0] = self.parity[1] = 0;
+    self.parity[0] = self.parity[1] = self.sums = 0;
     self.thread = threadIdx.x % 128;
     self.row = self.thread / 32 * 16 + self.thread % 32 / 4;
     self.scale = arguments.scale;
@@ -188,30 +196,29 @@ __device__ __forceinline__ void mla_attend(mla_shared_t *shared, const mla_argum
         barrier_wait_cluster(&shared->unit_full[n & 1], (n >> 1) & 1);
         const mla_unit_t &unit = shared->units[n & 1];
         if (unit.pieces == 0) break;
-        mla_pages_t pages = mla_half_pages(unit.pages, rank);
+        mla_walk_t walk = mla_walk(unit.pages, rank, is_shared);
         float o[128];
-#pragma unroll
-        for (int i = 0; i < 128; i++) o[i] = 0;
-        for (int r = 0; r < 2; r++) {
-            self.max[r] = -1e30F; /* finite: a difference of infinities is not a number */
-            self.sum[r] = 0;
-        }
+        mla_begin_sums(self, o);
         barrier_wait(&shared->query_full, n & 1);
         if (half == 0)
-            mla_attend_left(self, o, pages.count, mla_last_keys(unit, pages));
+            mla_attend_left(self, o, walk, mla_last_keys(unit, walk));
         else
-            mla_attend_right(self, o, pages.count, mla_last_keys(unit, pages));
-        if (pages.count == 0) mla_free_query(self);
-        if (self.thread % 32 == 0) barrier_free_at(&shared->peer_ready, rank ^ 1);
-        mla_sum_rows(self, half, n);
-        if (half != rank) {
-            barrier_wait_cluster(&shared->peer_ready, n & 1);
-            mla_send_sums(self, o, rank ^ 1);
+            mla_attend_right(self, o, walk, mla_last_keys(unit, walk));
+        if (walk.counts[0] == 0) mla_free_query(self);
+        bool is_whole = true;
+        if (is_shared) {
+            is_whole = mla_exchange(self, o, half, rank, n);
         } else {
-            mla_finish(self, o, unit, arguments, half, n);
+            mla_sum_rows(self, half);
+            if (walk.counts[1] > 0)
+                mla_take_back(self, o);
+            else
+                mla_add_nothing(o);
         }
+        if (is_whole && (unit.pieces == 1 || mla_add_to_total(self, o, unit, arguments, half)))
+            mla_write(self, o, arguments, unit.row, unit.group, half);
         __syncwarp();
-        if (self.thread % 32 == 0) barrier_free_at(&shared->unit_free[n & 1], 0);
+        if (self.thread % 32 == 0) barrier_free_at(&shared->unit_free[n & 1], is_shared ? 0 : rank);
     }
 }
 
@@ -227,11 +234,7 @@ __device__ __forceinline__ void mla_barriers_init(mla_shared_t *shared)
     barrier_init(&shared->peer_ready, 8);
     barrier_init(&shared->peer_full, 1);
     barrier_init(&shared->end_free, 1);
-    for (int slot = 0; slot < 2; slot++) {
-        barrier_init(&shared->unit_full[slot], 1);
-        barrier_init(&shared->unit_free[slot], MLA_CLUSTER * 9);
-    }
-    fence_barrier_init();
+    for (int slot = 0; slot < 2; slot++) barrier_init(&shared->unit_full[slot], 1);
 }
 
 /* The last cluster leaves the counters as it found them. */
@@ -261,19 +264,25 @@ __global__ void __launch_bounds__(MLA_THREADS, 1)
         mla_barriers_init(shared);
     }
     wait_for_previous();
-    if (rank == 0)
-        mla_units_init<MLA_THREADS>(&shared->table, &shared->buckets, arguments.sequences,
-                                    arguments.count, arguments.groups);
+    mla_units_init<MLA_THREADS>(&shared->table, &shared->buckets, arguments.sequences,
+                                arguments.count, arguments.groups);
+    bool is_shared =
+        !arguments.halves || mla_is_shared(shared->table.pages, shared->table.longest, gridDim.x);
+    if (threadIdx.x == 0) {
+        for (int slot = 0; slot < 2; slot++)
+            barrier_init(&shared->unit_free[slot], is_shared ? MLA_CLUSTER * 9 : 9);
+        fence_barrier_init();
+    }
     cluster_sync();
     if (warpgroup == 0) {
         registers_increase<232>();
-        mla_attend<0>(shared, arguments, rank);
+        mla_attend<0>(shared, arguments, rank, is_shared);
     } else if (warpgroup == 1) {
         registers_increase<232>();
-        mla_attend<1>(shared, arguments, rank);
+        mla_attend<1>(shared, arguments, rank, is_shared);
     } else {
         registers_decrease<40>();
-        if (threadIdx.x / 32 == 8) mla_load(shared, &query, &cache, arguments, rank);
+        if (threadIdx.x / 32 == 8) mla_load(shared, &query, &cache, arguments, rank, is_shared);
         let_next_start();
     }
     cluster_sync();

@@ -1,5 +1,5 @@
-/* kernels/cuda/mla_end.cuh - the end of a unit of mla_decode: the two blocks exchange sums, rows of
- * several pieces add to their running total, results are written. */
+/* kernels/cuda/mla_end.cuh - the end of a unit of mla_decode: its two halves meet, rows of several
+ * pieces add to their running total, results are written. */
 #ifndef KERNELS_CUDA_MLA_END_CUH
 #define KERNELS_CUDA_MLA_END_CUH
 
@@ -25,7 +25,8 @@ __device__ __forceinline__ void mla_send_sums(const mla_math_t &self, const floa
                            __float_as_uint(self.sum[0]), __float_as_uint(self.sum[1]) });
 }
 
-/* Adds another partial result, sums in the order of this thread's fragments. */
+/* Adds another partial result, sums in the order of this thread's fragments.  Every rounding is
+ * symmetric: it does not matter which of the two lies in registers. */
 template <typename load_t>
 __device__ __forceinline__ void mla_add_sums(mla_math_t &self, float (&o)[128], float4 rows,
                                              load_t load)
@@ -37,16 +38,17 @@ __device__ __forceinline__ void mla_add_sums(mla_math_t &self, float (&o)[128], 
         own[r] = exp2_approximate(self.max[r] - max);
         other[r] = exp2_approximate(other_max[r] - max);
         self.max[r] = max;
-        self.sum[r] = fmaf(other_sum[r], other[r], self.sum[r] * own[r]);
+        self.sum[r] = __fadd_rn(__fmul_rn(other_sum[r], other[r]), __fmul_rn(self.sum[r], own[r]));
     }
 #pragma unroll
     for (int i = 0; i < 32; i++) {
         if (i % 8 == 0) asm volatile("" ::: "memory"); /* loads further ahead would be spilled */
         float4 sums = load(i);
-        o[4 * i] = fmaf(sums.x, other[0], o[4 * i] * own[0]);
-        o[4 * i + 1] = fmaf(sums.y, other[0], o[4 * i + 1] * own[0]);
-        o[4 * i + 2] = fmaf(sums.z, other[1], o[4 * i + 2] * own[1]);
-        o[4 * i + 3] = fmaf(sums.w, other[1], o[4 * i + 3] * own[1]);
+        const float others[4] = { sums.x, sums.y, sums.z, sums.w };
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            o[4 * i + k] =
+                __fadd_rn(__fmul_rn(others[k], other[k / 2]), __fmul_rn(o[4 * i + k], own[k / 2]));
     }
 }
 
@@ -140,11 +142,67 @@ __device__ __forceinline__ void mla_write(const mla_math_t &self, const float (&
     }
 }
 
-/* Sums of this half from the other block, and out.  Left's are written by block 0, right's by
- * block 1. */
-__device__ __forceinline__ void mla_finish(mla_math_t &self, float (&o)[128],
-                                           const mla_unit_t &unit, const mla_arguments_t &arguments,
-                                           uint32_t half, uint32_t n)
+/* The sum of a row over its four lanes and both warpgroups. */
+__device__ __forceinline__ void mla_sum_rows(mla_math_t &self, uint32_t half)
+{
+    float(*sum)[64] = self.shared->sum[self.sums & 1];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        self.sum[r] += __shfl_xor_sync(0xffffffff, self.sum[r], 1);
+        self.sum[r] += __shfl_xor_sync(0xffffffff, self.sum[r], 2);
+        if (self.thread % 4 == 0) sum[half][self.row + 8 * r] = self.sum[r];
+    }
+    named_barrier_wait(NAMED_SUM, 256);
+#pragma unroll
+    for (int r = 0; r < 2; r++) self.sum[r] = sum[0][self.row + 8 * r] + sum[1][self.row + 8 * r];
+    self.sums++;
+}
+
+/* Nothing has been added yet.  The maximum is finite: a difference of infinities is not a number.
+ */
+__device__ __forceinline__ void mla_begin_sums(mla_math_t &self, float (&o)[128])
+{
+#pragma unroll
+    for (int i = 0; i < 128; i++) o[i] = 0;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        self.max[r] = -1e30F;
+        self.sum[r] = 0;
+    }
+}
+
+/* The first half of a unit that this block does alone waits in scratch (the L2) for the second. */
+__device__ __forceinline__ void mla_put_by(mla_math_t &self, float (&o)[128], uint32_t half)
+{
+    float4 *sums = (float4 *)self.first_half + self.thread,
+           *rows = (float4 *)(self.first_half + MLA_HALF_BYTES) + self.thread / 4;
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        __stcg(&sums[i * 128], float4{ o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3] });
+    mla_sum_rows(self, half);
+    if (self.thread % 4 == 0)
+        __stcg(rows, float4{ self.max[0], self.max[1], self.sum[0], self.sum[1] });
+    mla_begin_sums(self, o);
+}
+
+/* A thread finds its own sums; rows are shared by four lanes, which have met since. */
+__device__ __forceinline__ void mla_take_back(mla_math_t &self, float (&o)[128])
+{
+    const float4 *sums = (const float4 *)self.first_half + self.thread,
+                 *rows = (const float4 *)(self.first_half + MLA_HALF_BYTES) + self.thread / 4;
+    mla_add_sums(self, o, __ldcg(rows), [&](int i) { return __ldcg(&sums[i * 128]); });
+}
+
+/* What mla_add_sums makes of a half without pages: no zero is negative. */
+__device__ __forceinline__ void mla_add_nothing(float (&o)[128])
+{
+#pragma unroll
+    for (int i = 0; i < 128; i++) o[i] = __fadd_rn(o[i], 0.0F);
+}
+
+/* Sums of this half of the columns from the other block. */
+__device__ __forceinline__ void mla_receive_sums(mla_math_t &self, float (&o)[128], uint32_t half,
+                                                 uint32_t n)
 {
     mla_shared_t *shared = self.shared;
     if (self.thread == 0)
@@ -154,24 +212,22 @@ __device__ __forceinline__ void mla_finish(mla_math_t &self, float (&o)[128],
     mla_add_sums(self, o, shared->peer[self.thread / 4], [&](int i) { return sums[i * 128]; });
     named_barrier_wait(NAMED_LEFT + half, 128);
     if (self.thread == 0) barrier_arrive(&shared->end_free);
-    if (unit.pieces == 1 || mla_add_to_total(self, o, unit, arguments, half))
-        mla_write(self, o, arguments, unit.row, unit.group, half);
 }
 
-/* The sum of a row over its four lanes and both warpgroups. */
-__device__ __forceinline__ void mla_sum_rows(mla_math_t &self, uint32_t half, uint32_t n)
+/* The two halves of a shared unit meet: left's columns in block 0, right's in block 1.  True where
+ * they have. */
+__device__ __forceinline__ bool mla_exchange(mla_math_t &self, float (&o)[128], uint32_t half,
+                                             uint32_t rank, uint32_t n)
 {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        self.sum[r] += __shfl_xor_sync(0xffffffff, self.sum[r], 1);
-        self.sum[r] += __shfl_xor_sync(0xffffffff, self.sum[r], 2);
-        if (self.thread % 4 == 0) self.shared->sum[n & 1][half][self.row + 8 * r] = self.sum[r];
+    if (self.thread % 32 == 0) barrier_free_at(&self.shared->peer_ready, rank ^ 1);
+    mla_sum_rows(self, half);
+    if (half == rank) {
+        mla_receive_sums(self, o, half, n);
+        return true;
     }
-    named_barrier_wait(NAMED_SUM, 256);
-#pragma unroll
-    for (int r = 0; r < 2; r++)
-        self.sum[r] = self.shared->sum[n & 1][0][self.row + 8 * r] +
-                      self.shared->sum[n & 1][1][self.row + 8 * r];
+    barrier_wait_cluster(&self.shared->peer_ready, n & 1);
+    mla_send_sums(self, o, rank ^ 1);
+    return false;
 }
 
 #endif

@@ -175,10 +175,10 @@ __device__ __forceinline__ void mla_publish_max(const mla_math_t &self, uint32_t
 }
 
 /* The keys of the last page of the block, 64 where the next block goes on. */
-__device__ __forceinline__ uint32_t mla_last_keys(const mla_unit_t &unit, const mla_pages_t &pages)
+__device__ __forceinline__ uint32_t mla_last_keys(const mla_unit_t &unit, const mla_walk_t &walk)
 {
-    return min(unit.keys - (pages.first + pages.count - 1) * MLA_PAGE_KEYS,
-               (uint32_t)MLA_PAGE_KEYS);
+    uint32_t last = walk.first + walk.counts[0] + walk.counts[1] - 1;
+    return min(unit.keys - last * MLA_PAGE_KEYS, (uint32_t)MLA_PAGE_KEYS);
 }
 
 #endif

@@ -29,13 +29,15 @@ struct mla_arguments_t {
     size_t out_stride; /* from row to row */
     char *scratch;
     uint32_t slots;
+    char *
+        halves; /* [blocks][MLA_TOTAL_BYTES]: sums of first halves; NULL: units are always shared */
     uint32_t *counters; /* units drawn, clusters that are done, then one per slot */
 };
 
 /*  warps   registers  role
  *  0 - 3   232        left warpgroup: S of even pages, columns 0..255
  *  4 - 7   232        right warpgroup: S of odd pages, columns 256..511
- *  8       40         draws units (in block 0), loads queries and pages
+ *  8       40         draws units (where they are shared: in block 0), loads queries and pages
  *  9 - 11  40         none: a warpgroup's registers are set together
  */
 enum {
@@ -56,7 +58,7 @@ struct __align__(1024) mla_shared_t
     char keys[2][MLA_MATRIX_BYTES]; /* at the end of a unit [1] takes the other block's sums */
     float max[2][64];               /* of left, of right, by row */
     union {
-        float sum[2][2][64]; /* by parity of the unit, of left, of right */
+        float sum[2][2][64]; /* in turn, of left, of right */
         mla_buckets_t buckets;
     };
     float4 peer[32]; /* of the other block: max, max, sum, sum of the two rows of four lanes */
@@ -80,8 +82,10 @@ __device__ __forceinline__ uint32_t mla_pack(float low, float high)
  * two of the scaled scores, sum over its own columns only. */
 struct mla_math_t {
     mla_shared_t *shared;
-    uint32_t query; /* low word of its operand for wgmma; others lie at fixed distances */
+    char *first_half; /* where this half of the columns of the unit's first half waits */
+    uint32_t query;   /* low word of its operand for wgmma; others lie at fixed distances */
     uint32_t thread, row, parity[2];
+    uint32_t sums; /* row sums taken so far */
     float scale, max[2], sum[2];
 };
 

@@ -275,6 +275,9 @@ void run_small_checks_mla_decode(harness_t *self)
     check_refusals(self);
     check_batch(self, &tiny, { { 1, 0 }, { 0, 0 }, { 2, 63 }, { 1, 128 }, { 1, 300 } }, true,
                 "tiny, small");
+    /* Together blocks work alone, a row by itself is shared by two. */
+    check_alone(self, &tiny,
+                { { 1, 700 }, { 2, 640 }, { 1, 63 }, { 2, 577 }, { 1, 575 }, { 2, 800 } });
 }
 
 /* Random lengths up to key_max; every fourth sequence is padding. */
@@ -304,6 +307,9 @@ void run_checks_mla_decode(harness_t *self)
                 false, "V3, long");
     check_batch(self, &tiny, { { 1, 163839 }, { 2, 100000 } }, false, "tiny, longest");
     check_batch(self, &tiny, std::vector<length_t>(1024, { 1, 70 }), false, "tiny, 1024 sequences");
+    std::vector<length_t> many = random_lengths(self, 120, 2, 9000);
+    many.push_back({ 1, 8700 });
+    check_alone(self, &v3, many);
     check_alone(self, &v3,
                 { { 1, 20000 }, { 2, 8191 }, { 1, 0 }, { 1, 4989 }, { 1, 64 }, { 2, 777 } });
 }
