@@ -9,6 +9,16 @@
 namespace emulated
 {
 
+/* 16-byte pieces of an address change places by the address bits above those of a row. */
+inline uint32_t swizzle(uint32_t offset, uint32_t swizzle_bytes)
+{
+    uint32_t mask = swizzle_bytes == 128  ? 7
+                    : swizzle_bytes == 64 ? 3
+                    : swizzle_bytes == 32 ? 1
+                                          : 0;
+    return offset ^ (offset >> 7 & mask) << 4;
+}
+
 /* To the same place, and the same barrier, of every block of the cluster whose bit is set. */
 void tensor_load(void *target, const CUtensorMap *map, uint64_t *barrier, int col, int row,
                  int plane, uint32_t blocks);

@@ -124,14 +124,6 @@ static inline value_t __shfl_up_sync(unsigned mask, value_t value, unsigned step
     return from >= own / width * width ? emulated_value<value_t>(values[from]) : value;
 }
 
-template <typename value_t>
-static inline value_t __shfl_down_sync(unsigned mask, value_t value, unsigned step, int width = 32)
-{
-    int own = (int)emulated::current->lane, from = own + (int)step;
-    const uint64_t *values = emulated::exchange(mask, emulated_bits(value));
-    return from / width == own / width ? emulated_value<value_t>(values[from]) : value;
-}
-
 /* By lane, of the lanes in mask: f(so far, value). */
 template <typename value_t, typename function_t>
 static inline value_t emulated_reduce(unsigned mask, value_t value, value_t start, function_t f)
@@ -211,10 +203,6 @@ static inline int __syncthreads_or(int is_true)
 /* ---- memory ---- */
 
 static inline void __threadfence()
-{
-}
-
-static inline void __threadfence_block()
 {
 }
 
@@ -300,11 +288,6 @@ static inline int __ffs(int value)
     return __builtin_ffs(value);
 }
 
-static inline int __clz(int value)
-{
-    return value ? __builtin_clz((unsigned)value) : 32;
-}
-
 static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector)
 {
     uint64_t bytes = (uint64_t)y << 32 | x;
@@ -325,16 +308,6 @@ static inline float __fmul_rn(float a, float b)
 static inline float __fadd_rn(float a, float b)
 {
     return a + b;
-}
-
-static inline float __fsub_rn(float a, float b)
-{
-    return a - b;
-}
-
-static inline float __fmaf_rn(float a, float b, float c)
-{
-    return fmaf(a, b, c);
 }
 
 static inline float __fdiv_rn(float a, float b)

@@ -59,7 +59,6 @@ struct launch_state_t {
     std::function<void()> body;
     launch_state_t *previous;
     uint32_t next_block, blocks, finished, letting; /* blocks that let the next start, or ended */
-    bool is_done;
 };
 
 /* An OS thread that runs a block at a time, so that static shared variables, which are thread_local
@@ -244,8 +243,8 @@ static void block_begin(worker_t *worker, launch_state_t *launch, cluster_t *clu
 
 static bool may_start(const launch_state_t *launch)
 {
-    const launch_state_t *previous = launch->previous;
-    if (!previous || previous->is_done) return true;
+    const launch_state_t *previous = launch->previous; /* NULL: it has ended */
+    if (!previous) return true;
     return launch->is_overlapped && previous->letting == previous->blocks;
 }
 
@@ -300,7 +299,6 @@ static void report_stuck()
     for (worker_t &worker : workers) {
         if (!worker.block) continue;
         const block_t *block = worker.block.get();
-        std::string last;
         for (const thread_t &thread : block->threads) {
             if (thread.is_done || thread.lane != 0) continue;
             fprintf(stderr, "block %u (rank %u) thread %u waits for %s (%u)\n", block->index.x,
@@ -332,7 +330,6 @@ void finish()
         launch_state_t *front = launches.front().get();
         if (front->finished == front->blocks) {
             while (happen_one()) continue;
-            front->is_done = true;
             for (auto &launch : launches)
                 if (launch->previous == front) launch->previous = nullptr;
             launches.pop_front();
