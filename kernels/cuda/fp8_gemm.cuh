@@ -279,85 +279,94 @@ __device__ __forceinline__ void fp8_promote(float (&sums)[shape::cols / 2],
     }
 }
 
-/* The warpgroups take turns at the tensor cores: one's products are queued behind the other's,
- * which meanwhile adds.  Left alone they would run, and add, at the same time. */
-__device__ __forceinline__ void fp8_turn_wait()
+/* A matrix operand from its low word; the high word is the same for all. */
+__device__ __forceinline__ uint64_t fp8_operand(uint32_t low)
 {
-    named_barrier_wait(1 + threadIdx.x / 128, 256);
+    return (uint64_t)low | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
-__device__ __forceinline__ void fp8_turn_pass()
-{
-    named_barrier_arrive(2 - threadIdx.x / 128, 256);
-}
-
-/* An operand's description `step` times 16 bytes further on: only its lower half changes, which
- * spares half of the additions. */
-__device__ __forceinline__ uint64_t fp8_advance(uint64_t operand, uint32_t step)
-{
-    return (operand & 0xffffffff00000000) | ((uint32_t)operand + step);
-}
-
-/* partial = 64 rows of x times the tile's rows of w, over 128 of k. */
+/* partial = 64 rows of x times the tile's rows of w, over 128 of k; low words of operands. */
 template <typename shape>
-__device__ __forceinline__ void fp8_multiply(float (&partial)[shape::cols / 2], uint64_t x,
-                                             uint64_t w)
+__device__ __forceinline__ void fp8_multiply(float (&partial)[shape::cols / 2], uint32_t x,
+                                             uint32_t w)
 {
-    fp8_turn_wait();
     wgmma_hold(partial);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++)
-        wgmma_e4m3<shape::cols>::multiply(partial, fp8_advance(x, 2 * k), fp8_advance(w, 2 * k),
+        wgmma_e4m3<shape::cols>::multiply(partial, fp8_operand(x + 2 * k), fp8_operand(w + 2 * k),
                                           k > 0);
     wgmma_commit();
-    fp8_turn_pass();
     wgmma_hold(partial);
     wgmma_wait<0>();
 }
 
-/* Each warp tells every block of the cluster that it has read this stage. */
-template <typename shape> __device__ __forceinline__ void fp8_free_stage(fp8_ring_t<shape> &ring)
+/* Where a warpgroup reads: addresses in shared memory of stage 0, low words of its operands there.
+ * They stay in uniform registers; products follow one another without a gap only then. */
+struct fp8_places_t {
+    uint32_t full, scales, x, w;
+};
+
+template <typename shape>
+__device__ __forceinline__ fp8_places_t fp8_places(const char *shared, uint32_t group)
 {
-    uint32_t lane = threadIdx.x % 32;
-    if (shape::cluster == 1 && lane == 0) barrier_arrive(ring.empty());
-    if (shape::cluster > 1 && lane < shape::cluster) barrier_free_at(ring.empty(), lane);
+    uint32_t x = (uint32_t)wgmma_operand(shared + group * shape::waves * 64 * 128),
+             w = (uint32_t)wgmma_operand(shared + shape::x_bytes);
+    fp8_places_t result = { warp_uniform(shared_address(shared + shape::barriers_at)),
+                            warp_uniform(shared_address(shared + shape::scales_at)),
+                            warp_uniform(x), warp_uniform(w) };
+    return result;
 }
 
-/* One warpgroup's share of a tile. */
+/* Each warp tells every block of the cluster that it has read this stage. */
+template <typename shape> __device__ __forceinline__ void fp8_free_stage(uint32_t full)
+{
+    uint32_t empty = full + shape::stages * 8, lane = threadIdx.x % 32;
+    if (lane < shape::cluster) barrier_free_at(empty, lane);
+}
+
+/* One warpgroup's share of a tile.  Whether the next stage has come is asked before this one's sums
+ * are added, for an answer takes as long as they. */
 template <typename shape, int edge>
 __device__ __forceinline__ void fp8_compute_tile(const fp8_gemm_t &args, fp8_ring_t<shape> &ring,
                                                  float (&sums)[shape::waves][shape::cols / 2],
-                                                 const fp8_tile_t &tile)
+                                                 const fp8_tile_t &tile, const fp8_places_t &places)
 {
-    uint32_t group = threadIdx.x / 128;
-    uint32_t row =
-        group * shape::waves * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + tile.row % 4;
+    uint32_t row = kept(threadIdx.x / 128 * shape::waves * 64 + threadIdx.x / 32 % 4 * 16 +
+                        threadIdx.x % 32 / 4 + tile.row % 4);
     uint32_t shift[shape::blocks];
 #pragma unroll
     for (int i = 0; i < shape::blocks; i++)
-        shift[i] = (uint32_t)(uintptr_t)fp8_w_scales(args, tile, i) / 4;
+        shift[i] = kept((uint32_t)(uintptr_t)fp8_w_scales(args, tile, i) / 4);
 #pragma unroll
     for (int wave = 0; wave < shape::waves; wave++)
 #pragma unroll
         for (int i = 0; i < shape::cols / 2; i++) sums[wave][i] = 0;
+    bool has_come = barrier_is_past(places.full + ring.stage * 8, ring.parity);
     for (uint32_t k_block = 0; k_block < args.k_blocks; k_block++) {
-        barrier_wait(ring.full(), ring.parity);
-        uint64_t x_at = wgmma_operand(ring.x() + group * shape::waves * 64 * 128);
-        uint64_t w_at = wgmma_operand(ring.w());
-        float w[shape::blocks];
+        uint32_t full = places.full + ring.stage * 8,
+                 scales = places.scales + ring.stage * shape::scale_bytes,
+                 x = places.x + ring.stage * (shape::stage_bytes / 16),
+                 w = places.w + ring.stage * (shape::stage_bytes / 16);
+        if (!has_come) barrier_wait(full, ring.parity);
+        ring.advance();
+        float w_scales[shape::blocks];
 #pragma unroll
         for (int i = 0; i < shape::blocks; i++)
-            w[i] = ring.w_scales()[4 * i + (shift[i] + k_block) % 4];
+            w_scales[i] =
+                shared_load(scales + shape::w_scales_at + 16 * i + (shift[i] + k_block) % 4 * 4);
 #pragma unroll
         for (int wave = 0; wave < shape::waves; wave++) {
             float partial[shape::cols / 2];
-            float low = ring.scales()[row + 64 * wave], high = ring.scales()[row + 64 * wave + 8];
-            fp8_multiply<shape>(partial, fp8_advance(x_at, wave * 512), w_at);
-            if (wave == shape::waves - 1) fp8_free_stage<shape>(ring);
-            fp8_promote<shape, edge>(sums[wave], partial, low, high, w);
+            float low = shared_load(scales + (row + 64 * wave) * 4),
+                  high = shared_load(scales + (row + 64 * wave + 8) * 4);
+            fp8_multiply<shape>(partial, x + wave * 512, w);
+            if (wave == shape::waves - 1) {
+                fp8_free_stage<shape>(full);
+                has_come = barrier_is_past(places.full + ring.stage * 8, ring.parity);
+            }
+            fp8_promote<shape, edge>(sums[wave], partial, low, high, w_scales);
         }
-        ring.advance();
     }
 }
 
@@ -365,28 +374,26 @@ __device__ __forceinline__ void fp8_compute_tile(const fp8_gemm_t &args, fp8_rin
 template <typename shape, int edge = shape::edge_min>
 __device__ __forceinline__ void fp8_compute_edge(const fp8_gemm_t &args, fp8_ring_t<shape> &ring,
                                                  float (&sums)[shape::waves][shape::cols / 2],
-                                                 const fp8_tile_t &tile)
+                                                 const fp8_tile_t &tile, const fp8_places_t &places)
 {
     if constexpr (edge < 16) {
         if ((128 - tile.col % 128) / 8 != edge) {
-            fp8_compute_edge<shape, edge + shape::edge_min>(args, ring, sums, tile);
+            fp8_compute_edge<shape, edge + shape::edge_min>(args, ring, sums, tile, places);
             return;
         }
     }
-    fp8_compute_tile<shape, edge>(args, ring, sums, tile);
+    fp8_compute_tile<shape, edge>(args, ring, sums, tile, places);
 }
 
-/* A warpgroup none of whose rows belong to the group only lets the stages and its turns pass. */
+/* A warpgroup none of whose rows belong to the group only lets the stages pass. */
 template <typename shape>
-__device__ __forceinline__ void fp8_skip_tile(const fp8_gemm_t &args, fp8_ring_t<shape> &ring)
+__device__ __forceinline__ void fp8_skip_tile(const fp8_gemm_t &args, fp8_ring_t<shape> &ring,
+                                              const fp8_places_t &places)
 {
     for (uint32_t k_block = 0; k_block < args.k_blocks; k_block++) {
-        barrier_wait(ring.full(), ring.parity);
-        for (int wave = 0; wave < shape::waves; wave++) {
-            fp8_turn_wait();
-            fp8_turn_pass();
-        }
-        fp8_free_stage<shape>(ring);
+        uint32_t full = places.full + ring.stage * 8;
+        barrier_wait(full, ring.parity);
+        fp8_free_stage<shape>(full);
         ring.advance();
     }
 }
@@ -407,7 +414,9 @@ __device__ __forceinline__ uint32_t fp8_pack(float low, float high)
     return *(uint32_t *)&pair;
 }
 
-/* F32: the two rows of a lane, straight from the sums. */
+/* F32: the two rows of a lane, straight from the sums.  Stores of 8 bytes would ask for sums in
+ * even and odd registers as the partial sums are, and every fmaf would read one bank of them twice.
+ */
 template <typename shape>
 __device__ __forceinline__ void fp8_store_f32(const fp8_gemm_t &args,
                                               const float (&sums)[shape::cols / 2],
@@ -422,9 +431,9 @@ __device__ __forceinline__ void fp8_store_f32(const fp8_gemm_t &args,
 #pragma unroll
         for (int j = 0; j < shape::cols / 8; j++) {
             uint32_t col = tile.col + 8 * j + 2 * (lane % 4);
-            if (col < args.cols)
-                *(float2 *)(out + col) =
-                    make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
+            if (col >= args.cols) continue;
+            out[col] = sums[4 * j + 2 * half];
+            out[col + 1] = sums[4 * j + 2 * half + 1];
         }
     }
 }
@@ -475,7 +484,8 @@ __device__ __forceinline__ void
 fp8_store(const fp8_gemm_t &args, const CUtensorMap *out_map, char *results,
           const float (&sums)[shape::waves][shape::cols / 2], const fp8_tile_t &tile)
 {
-    uint32_t first = threadIdx.x / 128 * (shape::rows / 2) + threadIdx.x / 32 % 4 * 16;
+    uint32_t first =
+        warp_uniform(threadIdx.x / 128 * (shape::rows / 2) + threadIdx.x / 32 % 4 * 16);
     if (args.is_f32) {
 #pragma unroll
         for (int wave = 0; wave < shape::waves; wave++)
@@ -506,26 +516,39 @@ fp8_store(const fp8_gemm_t &args, const CUtensorMap *out_map, char *results,
 
 /* ---- the kernel ---- */
 
+/* fp8_locate by a whole warp: nothing about a tile differs between lanes. */
+template <typename shape>
+__device__ __forceinline__ bool fp8_locate_uniform(const fp8_gemm_t &args, const uint32_t *before,
+                                                   uint32_t index, uint32_t rank, fp8_tile_t &tile)
+{
+    bool is_found = fp8_locate<shape>(args, before, index, rank, tile);
+    tile.row = warp_uniform(tile.row);
+    tile.col = warp_uniform(tile.col);
+    tile.left = warp_uniform(tile.left);
+    tile.group = warp_uniform(tile.group);
+    tile.walk.panel = warp_uniform(tile.walk.panel);
+    return warp_uniform(is_found);
+}
+
 /* Tiles of one warpgroup. */
 template <typename shape>
 __device__ __forceinline__ void
 fp8_compute_tiles(const fp8_gemm_t &args, fp8_ring_t<shape> &ring, const CUtensorMap *out_map,
                   const uint32_t *before, uint32_t index, uint32_t step, uint32_t rank)
 {
-    uint32_t warp = threadIdx.x / 32, group = threadIdx.x / 128;
+    uint32_t warp = warp_uniform(threadIdx.x / 32), group = warp / 4;
     char *results = ring.shared + shape::results_at + warp * shape::waves * shape::wave_bytes;
+    fp8_places_t places = fp8_places<shape>(ring.shared, group);
     fp8_tile_t tile = {};
-    if (group == 1) fp8_turn_pass(); /* the first turn is the other's */
-    for (; fp8_locate<shape>(args, before, index, rank, tile); index += step) {
+    for (; fp8_locate_uniform<shape>(args, before, index, rank, tile); index += step) {
         if (tile.left <= group * (shape::rows / 2)) {
-            fp8_skip_tile<shape>(args, ring);
+            fp8_skip_tile<shape>(args, ring, places);
             continue;
         }
         float sums[shape::waves][shape::cols / 2];
-        fp8_compute_edge<shape>(args, ring, sums, tile);
+        fp8_compute_edge<shape>(args, ring, sums, tile, places);
         fp8_store<shape>(args, out_map, results, sums, tile);
     }
-    if (group == 0) fp8_turn_wait(); /* nobody's arrival is left over */
     store_wait_read<0>();
 }
 
@@ -542,7 +565,7 @@ __global__ void __launch_bounds__(FP8_GEMM_THREADS, 1)
 {
     DYNAMIC_SHARED(char, shared, 1024);
     uint32_t *before = (uint32_t *)(shared + shape::groups_at);
-    uint32_t warp = threadIdx.x / 32, rank = shape::cluster > 1 ? cluster_rank() : 0;
+    uint32_t warp = warp_uniform(threadIdx.x / 32), rank = shape::cluster > 1 ? cluster_rank() : 0;
     fp8_ring_t<shape> ring = { shared, 0, 0 };
     if (threadIdx.x == 0) {
         for (int i = 0; i < shape::stages; i++) {

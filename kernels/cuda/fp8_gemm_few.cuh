@@ -98,13 +98,6 @@ struct few_tile_t {
     uint32_t group, weight, first_row, rows; /* rows of the group from first_row on, 0: none */
 };
 
-/* The same value in every lane, in a way that the compiler sees: addresses then stay in uniform
- * registers, which is where wgmma wants its descriptors. */
-__device__ __forceinline__ uint32_t few_uniform(uint32_t value)
-{
-    return __reduce_or_sync(0xffffffff, value);
-}
-
 /* This block's tiles, in the same order for each of its warps. */
 struct few_walk_t {
     const few_arguments_t *arguments;
@@ -117,7 +110,7 @@ struct few_walk_t {
         : arguments(arguments), groups(groups), base(0), group(0)
     {
         uint32_t blocks = arguments->cluster_tokens * arguments->cluster_weights;
-        uint32_t rank = blocks > 1 ? few_uniform(cluster_rank()) : 0;
+        uint32_t rank = blocks > 1 ? warp_uniform(cluster_rank()) : 0;
         unit = blockIdx.x / blocks;
         token_rank = rank % arguments->cluster_tokens;
         weight_rank = rank / arguments->cluster_tokens;
@@ -127,21 +120,21 @@ struct few_walk_t {
     {
         uint32_t units = 0;
         while (group < arguments->group_count) {
-            units = few_uniform(groups[group].units);
+            units = warp_uniform(groups[group].units);
             if (unit - base < units) break;
             base += units;
             group++;
         }
         if (group == arguments->group_count) return false;
         uint32_t tokens_step = shape::tokens * arguments->cluster_tokens;
-        uint32_t rows = few_uniform(groups[group].rows);
+        uint32_t rows = warp_uniform(groups[group].rows);
         uint32_t token_units = (rows + tokens_step - 1) / tokens_step;
         uint32_t weight_unit = (unit - base) / token_units;
         uint32_t token_unit = (unit - base) % token_units;
         uint32_t skipped = token_unit * tokens_step + token_rank * shape::tokens;
         tile->group = group;
         tile->weight = (weight_unit * arguments->cluster_weights + weight_rank) * shape::weights;
-        tile->first_row = few_uniform(groups[group].first) + skipped;
+        tile->first_row = warp_uniform(groups[group].first) + skipped;
         tile->rows = skipped < rows ? rows - skipped : 0;
         unit += gridDim.x / (arguments->cluster_tokens * arguments->cluster_weights);
         return true;
@@ -379,6 +372,8 @@ few_store_bf16(const few_arguments_t *arguments, unsigned char *stage,
     }
 }
 
+/* Stores of 8 bytes would ask for sums in even and odd registers as the partial sums are, and every
+ * fmaf would read one bank of them twice. */
 template <int columns>
 __device__ __forceinline__ void few_store_f32(const few_arguments_t *arguments,
                                               const float (&sums)[columns / 2], uint32_t row,
@@ -390,10 +385,12 @@ __device__ __forceinline__ void few_store_f32(const few_arguments_t *arguments,
 #pragma unroll
     for (int i = 0; i < columns / 8; i++) {
         if (column + i * 8 >= arguments->weight_rows) break;
-        if (lane / 4 < rows) *(float2 *)(out + i * 8) = { sums[4 * i], sums[4 * i + 1] };
-        if (lane / 4 + 8 < rows)
-            *(float2 *)(out + 8 * arguments->out_stride + i * 8) = { sums[4 * i + 2],
-                                                                     sums[4 * i + 3] };
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            if (lane / 4 + 8 * half >= rows) continue;
+            out[8 * half * arguments->out_stride + i * 8] = sums[4 * i + 2 * half];
+            out[8 * half * arguments->out_stride + i * 8 + 1] = sums[4 * i + 2 * half + 1];
+        }
     }
 }
 
@@ -409,8 +406,8 @@ few_multiply(const few_arguments_t *arguments, const few_memory_t &memory, few_r
     few_scales_t scales[ahead];
     for (uint32_t k = 0; k < arguments->k_blocks; k += depth) {
         few_reader_t slots = *reader;
-        slots.w.slot = few_uniform(slots.w.slot);
-        slots.x.slot = few_uniform(slots.x.slot);
+        slots.w.slot = warp_uniform(slots.w.slot);
+        slots.x.slot = warp_uniform(slots.x.slot);
         few_wait(memory, *reader);
 #pragma unroll
         for (int step = 0; step < ahead - 1; step++)
@@ -436,7 +433,7 @@ __device__ __forceinline__ void few_compute(const few_arguments_t *arguments,
                                             const few_memory_t &memory, few_walk_t walk)
 {
     constexpr int columns = shape::columns;
-    uint32_t warp = few_uniform(threadIdx.x / 32), group = shape::groups > 1 ? warp / 4 : 0;
+    uint32_t warp = warp_uniform(threadIdx.x / 32), group = shape::groups > 1 ? warp / 4 : 0;
     uint32_t first_token = group % (shape::tokens / 64) * 64;
     uint32_t first_column = group / (shape::tokens / 64) * columns;
     uint32_t warp_row = first_token + warp % 4 * 16;
@@ -518,7 +515,7 @@ __global__ void __launch_bounds__(shape::threads, shape::residents)
         __syncthreads();
 
     few_walk_t walk(&arguments, groups);
-    uint32_t warp = few_uniform(threadIdx.x / 32);
+    uint32_t warp = warp_uniform(threadIdx.x / 32);
     if (warp == 4 * shape::groups) {
         few_load_weights<shape>(&arguments, memory, walk);
     } else if (warp == 4 * shape::groups + 1) {

@@ -29,6 +29,27 @@ __device__ __forceinline__ bool is_elected()
     return is_chosen != 0;
 }
 
+__device__ __forceinline__ float shared_load(uint32_t address)
+{
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+
+/* The same value in every lane, in a way that the compiler sees: branches are then the warp's, and
+ * addresses and descriptors stay in uniform registers.  By whole warps. */
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t value)
+{
+    return __reduce_or_sync(0xffffffff, value);
+}
+
+/* A value that stays in a register rather than being computed again where it is used. */
+__device__ __forceinline__ uint32_t kept(uint32_t value)
+{
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 /* ---- barriers in shared memory (uint64_t, 8-byte aligned) ---- */
 
 __device__ __forceinline__ void barrier_init(uint64_t *barrier, uint32_t arrivals)
@@ -54,14 +75,18 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
  * is handed over: what this thread wrote before need not be seen there.  A release to the cluster
  * would cost a fence of the whole GPU (MEMBAR.ALL.GPU in SASS), which a ring's loop cannot afford.
  */
+__device__ __forceinline__ void barrier_free_at(uint32_t barrier, uint32_t block)
+{
+    asm volatile("{\n.reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+                 "r"(block)
+                 : "memory");
+}
+
 __device__ __forceinline__ void barrier_free_at(uint64_t *barrier, uint32_t block)
 {
-    asm volatile(
-        "{\n.reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
-        "r"(block)
-        : "memory");
+    barrier_free_at(shared_address(barrier), block);
 }
 
 __device__ __forceinline__ void barrier_arrive_expect(uint64_t *barrier, uint32_t bytes)
@@ -72,23 +97,39 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t *barrier, uint32_
         : "memory");
 }
 
-__device__ __forceinline__ bool barrier_is_past(uint64_t *barrier, uint32_t parity)
+/* Barriers are named by their address in shared memory where a loop keeps it in a uniform register.
+ */
+__device__ __forceinline__ bool barrier_is_past(uint32_t barrier, uint32_t parity)
 {
     uint32_t is_past;
     asm volatile("{\n.reg .pred p;\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, p;\n}"
                  : "=r"(is_past)
-                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "r"(barrier), "r"(parity)
                  : "memory");
     return is_past != 0;
 }
 
-/* A new barrier is in the phase of parity 0: waiting for parity 1 returns at once. */
+__device__ __forceinline__ bool barrier_is_past(uint64_t *barrier, uint32_t parity)
+{
+    return barrier_is_past(shared_address(barrier), parity);
+}
+
+/* A new barrier is in the phase of parity 0: waiting for parity 1 returns at once.  The loop is
+ * inside, where it is known to be the warp's: one in C would count as divergent. */
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
+{
+    asm volatile("{\n.reg .pred p;\nagain:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+                 "@!p bra again;\n}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
 __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
 {
-    while (!barrier_is_past(barrier, parity)) {
-    }
+    barrier_wait(shared_address(barrier), parity);
 }
 
 /* Also sees what other blocks of the cluster wrote before they arrived. */

@@ -53,13 +53,7 @@ int cuda_mla_decode(queue_t *q, const tensor_t *out, const tensor_t *query, cons
     CUtensorMap query_map, cache_map;
     if (map_query(&query_map, query, heads->heads) != 0 || map_pages(&cache_map, cache) != 0)
         return EINVAL;
-    unsigned blocks = (unsigned)q->sm_count / MLA_CLUSTER * MLA_CLUSTER;
     size_t slots = q->scratch_bytes / MLA_TOTAL_BYTES;
-    char *halves = nullptr; /* at the end of scratch, where totals of rows leave room */
-    if (slots >= 2 * blocks) {
-        slots -= blocks;
-        halves = q->scratch + slots * MLA_TOTAL_BYTES;
-    }
     mla_arguments_t arguments = { sequences,
                                   count,
                                   (heads->heads + MLA_TILE_HEADS - 1) / MLA_TILE_HEADS,
@@ -69,12 +63,12 @@ int cuda_mla_decode(queue_t *q, const tensor_t *out, const tensor_t *query, cons
                                   out->stride,
                                   q->scratch,
                                   slots < MLA_SLOTS_MAX ? (uint32_t)slots : (uint32_t)MLA_SLOTS_MAX,
-                                  halves,
                                   q->counters };
     int status = allow_shared(mla_decode_kernel, sizeof(mla_shared_t));
     if (status != 0) return status;
     launch_t launch;
-    launch_init(&launch, q, dim3(blocks), MLA_THREADS, sizeof(mla_shared_t), MLA_CLUSTER, true);
+    launch_init(&launch, q, dim3((unsigned)q->sm_count / MLA_CLUSTER * MLA_CLUSTER), MLA_THREADS,
+                sizeof(mla_shared_t), MLA_CLUSTER, true);
     cudaLaunchKernelEx(&launch.config, mla_decode_kernel, query_map, cache_map, arguments);
     return launch_status();
 }

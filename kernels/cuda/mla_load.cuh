@@ -8,9 +8,7 @@
 struct mla_loader_t {
     mla_shared_t *shared;
     const CUtensorMap *cache;
-    uint32_t rank;
-    bool is_shared, is_drawing; /* units; this block draws them */
-    uint32_t uses[2];           /* pages loaded into each buffer */
+    uint32_t uses[2]; /* pages loaded into each buffer */
     uint32_t unit_number;
     bool is_end_awaited; /* the end of the last unit may still need keys[1] */
 };
@@ -50,31 +48,28 @@ __device__ __forceinline__ void mla_load_pair(mla_loader_t *self, const uint32_t
     self->uses[1] += has_odd;
 }
 
-/* To the units of both blocks, or of this one: three lanes for each send 16 bytes. */
-__device__ __forceinline__ void mla_send_unit(const mla_loader_t &self, const mla_unit_t &unit,
+/* To the units of both blocks: six lanes send 16 bytes each. */
+__device__ __forceinline__ void mla_send_unit(mla_shared_t *shared, const mla_unit_t &unit,
                                               uint32_t slot)
 {
-    mla_shared_t *shared = self.shared;
-    uint32_t lane = threadIdx.x % 32, part = lane % 3,
-             block = self.is_shared ? lane / 3 : self.rank;
+    uint32_t lane = threadIdx.x % 32, part = lane % 3;
     uint64_t blocks = (uint64_t)unit.blocks;
     uint4 words = { (uint32_t)blocks, (uint32_t)(blocks >> 32), unit.row, unit.group };
     if (part == 1) words = { unit.keys, unit.pages.first, unit.pages.count, unit.piece };
     if (part == 2) words = { unit.pieces, unit.tile, 0, 0 };
-    if (lane < (self.is_shared ? 6 : 3))
-        store_async(cluster_address((char *)&shared->units[slot] + part * 16, block),
-                    cluster_address(&shared->unit_full[slot], block), words);
+    if (lane < 6)
+        store_async(cluster_address((char *)&shared->units[slot] + part * 16, lane / 3),
+                    cluster_address(&shared->unit_full[slot], lane / 3), words);
 }
 
-/* Draws unit `number` of this cluster, or block, and tells who works on it. */
-__device__ __forceinline__ void mla_offer_unit(const mla_loader_t &self,
+/* Draws unit `number` of this cluster and tells both blocks.  By block 0. */
+__device__ __forceinline__ void mla_offer_unit(mla_shared_t *shared,
                                                const mla_arguments_t &arguments, uint32_t number)
 {
-    mla_shared_t *shared = self.shared;
     uint32_t slot = number & 1;
     barrier_wait_cluster(&shared->unit_free[slot], ((number >> 1) & 1) ^ 1);
     if (threadIdx.x % 32 == 0) barrier_arrive_expect(&shared->unit_full[slot], sizeof(mla_unit_t));
-    mla_send_unit(self,
+    mla_send_unit(shared,
                   mla_units_next(&shared->table, arguments.sequences, arguments.count,
                                  arguments.groups, &arguments.counters[0]),
                   slot);
@@ -92,47 +87,39 @@ __device__ __forceinline__ void mla_load_query(mla_shared_t *shared, const CUten
                        cache_evict_first);
 }
 
-/* All pages of a unit.  The next unit is drawn as late as its loads allow: just before those of
- * this one's last pages, which wait for room anyway. */
-__device__ __forceinline__ void mla_load_pages(mla_loader_t *self, const mla_unit_t &unit,
-                                               const mla_arguments_t &arguments)
-{
-    mla_walk_t walk = mla_walk(unit.pages, self->rank, self->is_shared);
-    const uint32_t *blocks = unit.blocks + walk.first;
-    uint32_t pairs = mla_walk_pairs(&walk), next[2] = { 0, 0 };
-    if (pairs > 0) next[0] = blocks[0];
-    if (mla_walk_has_odd(&walk, 0)) next[1] = blocks[1];
-    for (uint32_t i = 0; i < pairs; i++) {
-        const uint32_t pair[2] = { next[0], next[1] };
-        uint32_t page = mla_walk_page(&walk, i + 1);
-        if (i + 1 < pairs) next[0] = blocks[page];
-        if (i + 1 < pairs && mla_walk_has_odd(&walk, i + 1)) next[1] = blocks[page + 1];
-        bool is_last = i + 1 == pairs && self->is_drawing;
-        if (is_last && i > 0) mla_offer_unit(*self, arguments, self->unit_number + 1);
-        mla_load_pair(self, pair, mla_walk_has_odd(&walk, i));
-        if (is_last && i == 0) mla_offer_unit(*self, arguments, self->unit_number + 1);
-    }
-}
-
+/* The next unit is drawn as late as its loads allow: just before those of this one's last pages,
+ * which wait for room anyway. */
 __device__ __forceinline__ void mla_load(mla_shared_t *shared, const CUtensorMap *query,
                                          const CUtensorMap *cache, const mla_arguments_t &arguments,
-                                         uint32_t rank, bool is_shared)
+                                         uint32_t rank)
 {
-    mla_loader_t loader = { shared,   cache, rank, is_shared, !is_shared || rank == 0,
-                            { 0, 0 }, 0,     false };
-    if (loader.is_drawing) mla_offer_unit(loader, arguments, 0);
+    mla_loader_t loader = { shared, cache, { 0, 0 }, 0, false };
+    if (rank == 0) mla_offer_unit(shared, arguments, 0);
     for (uint32_t n = 0;; n++) {
-        if (!loader.is_drawing && threadIdx.x % 32 == 0)
+        if (rank == 1 && threadIdx.x % 32 == 0)
             barrier_arrive_expect(&shared->unit_full[n & 1], sizeof(mla_unit_t));
         barrier_wait_cluster(&shared->unit_full[n & 1], (n >> 1) & 1);
         const mla_unit_t unit = shared->units[n & 1];
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_free_at(&shared->unit_free[n & 1], is_shared ? 0 : rank);
+        if (threadIdx.x % 32 == 0) barrier_free_at(&shared->unit_free[n & 1], 0);
         if (unit.pieces == 0) break;
         mla_load_query(shared, query, unit, n);
+        mla_pages_t pages = mla_half_pages(unit.pages, rank);
+        const uint32_t *blocks = unit.blocks + pages.first;
         loader.unit_number = n;
-        loader.is_end_awaited = is_shared;
-        mla_load_pages(&loader, unit, arguments);
+        loader.is_end_awaited = true;
+        uint32_t next[2] = { 0, 0 };
+        if (pages.count > 0) next[0] = blocks[0];
+        if (pages.count > 1) next[1] = blocks[1];
+        for (uint32_t i = 0; i < pages.count; i += 2) {
+            const uint32_t pair[2] = { next[0], next[1] };
+            if (i + 2 < pages.count) next[0] = blocks[i + 2];
+            if (i + 3 < pages.count) next[1] = blocks[i + 3];
+            bool is_last = i + 2 >= pages.count && rank == 0;
+            if (is_last && i > 0) mla_offer_unit(shared, arguments, n + 1);
+            mla_load_pair(&loader, pair, i + 1 < pages.count);
+            if (is_last && i == 0) mla_offer_unit(shared, arguments, n + 1);
+        }
     }
 }
 

@@ -1,10 +1,9 @@
 /* kernels/cuda/mla_split.h - where attention over a row's keys is cut: by the row's own length
  * only, so that a row's result does not depend on its batch.
  *
- * A piece is at most 128 pages in two halves, each with sums of its own.  Where units are few, the
- * two blocks of a cluster share one: each takes a half.  Where they are many, a block works on both
- * halves, one after the other.  The bits are the same.  Only rows of more than 8,192 keys have
- * several pieces.
+ * A piece is what a cluster of two blocks works on: at most 128 pages, of which each block takes
+ * one half.  The halves meet inside the cluster; only rows of more than 8,192 keys have several
+ * pieces.
  */
 #ifndef KERNELS_CUDA_MLA_SPLIT_H
 #define KERNELS_CUDA_MLA_SPLIT_H
@@ -50,52 +49,6 @@ MLA_BOTH static inline mla_pages_t mla_half_pages(mla_pages_t piece, uint32_t ha
     mla_pages_t result = { piece.first + (half ? before : 0),
                            half ? piece.count - before : before };
     return result;
-}
-
-/* What a block does for a unit: `counts[0]` pages from `first` on, then `counts[1]` that follow
- * them, with sums of their own; two pages at a time. */
-typedef struct {
-    uint32_t first, counts[2];
-} mla_walk_t;
-
-MLA_BOTH static inline mla_walk_t mla_walk(mla_pages_t piece, uint32_t rank, int is_shared)
-{
-    mla_pages_t half = mla_half_pages(piece, is_shared ? rank : 0);
-    mla_walk_t result = { half.first,
-                          { half.count, is_shared ? 0 : mla_half_pages(piece, 1).count } };
-    return result;
-}
-
-MLA_BOTH static inline uint32_t mla_walk_pairs(const mla_walk_t *self)
-{
-    return (self->counts[0] + 1) / 2 + (self->counts[1] + 1) / 2;
-}
-
-/* The first of the pages of a pair, from the walk's first on. */
-MLA_BOTH static inline uint32_t mla_walk_page(const mla_walk_t *self, uint32_t pair)
-{
-    uint32_t before = (self->counts[0] + 1) / 2;
-    return pair < before ? 2 * pair : self->counts[0] + 2 * (pair - before);
-}
-
-MLA_BOTH static inline int mla_walk_has_odd(const mla_walk_t *self, uint32_t pair)
-{
-    uint32_t before = (self->counts[0] + 1) / 2;
-    return pair < before ? 2 * pair + 1 < self->counts[0]
-                         : 2 * (pair - before) + 1 < self->counts[1];
-}
-
-/* Whether the sums of the first half are complete after this pair, and another half follows. */
-MLA_BOTH static inline int mla_walk_is_halfway(const mla_walk_t *self, uint32_t pair)
-{
-    return self->counts[1] > 0 && pair + 1 == (self->counts[0] + 1) / 2;
-}
-
-/* Whether blocks share units: `pages` of all units, of the longest one.  Alone, the longest keeps
- * the others waiting unless they have as much to do; sharing costs an exchange for every unit. */
-MLA_BOTH static inline int mla_is_shared(uint32_t pages, uint32_t longest, uint32_t blocks)
-{
-    return longest > 8 && (uint64_t)longest * blocks >= 2 * (uint64_t)pages;
 }
 
 /* ---- the yardstick: FlashMLA's split, which depends on the batch ---- */

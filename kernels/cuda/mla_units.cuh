@@ -2,13 +2,13 @@
  * who does what.
  *
  * A unit is one piece (mla_split.h) of the keys of one row, for 64 of its heads.  Lengths are known
- * on the device only, so every block makes the same table of all units when the kernel begins; then
- * clusters, or blocks, draw numbers from a counter until they are used up.  The units of one
- * sequence follow one another, so that pages which several heads or rows need meet in the L2.
+ * on the device only, so every cluster makes the same table of all units when the kernel begins,
+ * and then draws numbers from a counter until they are used up.  The units of one sequence follow
+ * one another, so that pages which several heads or rows need meet in the L2.
  *
  * Rows of several pieces add them up in order, each unit its own to the running total in a slot of
- * scratch (mla_end.cuh).  A unit is drawn after all earlier pieces of its row, by blocks that run:
- * so waiting for them always ends.
+ * scratch (mla_end.cuh).  A unit is drawn after all earlier pieces of its row, by a cluster that
+ * runs: so waiting for them always ends.
  */
 #ifndef KERNELS_CUDA_MLA_UNITS_CUH
 #define KERNELS_CUDA_MLA_UNITS_CUH
@@ -36,7 +36,6 @@ struct mla_units_t {
     uint32_t first_unit[MLA_SEQUENCES_MAX + 1]; /* by place in the order */
     uint16_t order[MLA_SEQUENCES_MAX];          /* which sequence has this place */
     uint16_t first_tile[MLA_SEQUENCES_MAX];
-    uint32_t pages, longest; /* of all units, of the longest one */
 };
 
 /* Needed while the table is made: bucket by bucket, how many of each 32 sequences are in it. */
@@ -64,20 +63,6 @@ __device__ __forceinline__ uint32_t mla_bucket(const sequence_t &sequence)
     uint32_t keys = sequence.first_position + sequence.rows;
     uint32_t pages = mla_piece_pages(keys, mla_piece_count(keys) - 1).count;
     return MLA_BUCKETS - 1 - min(pages * MLA_BUCKETS / MLA_PIECE_PAGES, MLA_BUCKETS - 1u);
-}
-
-/* By a whole warp, each lane its sequence. */
-__device__ __forceinline__ void mla_count_pages(mla_units_t *self, const sequence_t &sequence,
-                                                uint32_t groups)
-{
-    uint32_t keys = sequence.rows ? sequence.first_position + sequence.rows : 0,
-             pages = sequence.rows * groups * mla_page_count(keys),
-             longest = min(mla_page_count(keys), (uint32_t)MLA_PIECE_PAGES);
-    pages = __reduce_add_sync(0xffffffff, pages);
-    longest = __reduce_max_sync(0xffffffff, longest);
-    if (threadIdx.x % 32 != 0) return;
-    atomicAdd(&self->pages, pages);
-    atomicMax(&self->longest, longest);
 }
 
 /* Inclusive sum over the warp. */
@@ -133,7 +118,6 @@ __device__ __forceinline__ void mla_units_init(mla_units_t *self, mla_buckets_t 
     uint32_t bucket[rounds], rank[rounds], units[rounds], tiles[rounds];
     for (uint32_t i = threadIdx.x; i < sizeof *buckets / 4; i += threads)
         ((uint32_t *)buckets)[i] = 0;
-    if (threadIdx.x == 0) self->pages = self->longest = 0;
     __syncthreads();
 #pragma unroll
     for (uint32_t round = 0; round < rounds; round++) {
@@ -143,7 +127,6 @@ __device__ __forceinline__ void mla_units_init(mla_units_t *self, mla_buckets_t 
         bucket[round] = s < count ? mla_bucket(sequence) : (uint32_t)MLA_BUCKETS;
         units[round] = mla_unit_count(sequence, groups);
         tiles[round] = mla_long_rows(sequence) * groups;
-        mla_count_pages(self, sequence, groups);
         uint32_t alike = __match_any_sync(0xffffffff, bucket[round]);
         rank[round] = __popc(alike & ((1u << threadIdx.x % 32) - 1));
         if (s < count && rank[round] == 0)

@@ -39,49 +39,6 @@ static void test_mla_pieces_differ_by_one_page(void **state)
     }
 }
 
-/* Pages of a walk in the order of its pairs; how many belong to the first half. */
-static uint32_t walk_through(const mla_walk_t *walk, uint32_t first_halves)
-{
-    uint32_t next = 0, halfway = walk->counts[0] + walk->counts[1];
-    for (uint32_t pair = 0; pair < mla_walk_pairs(walk); pair++) {
-        assert_int_equal(mla_walk_page(walk, pair), next);
-        next += mla_walk_has_odd(walk, pair) ? 2 : 1;
-        if (!mla_walk_is_halfway(walk, pair)) continue;
-        assert_int_equal(next, first_halves);
-        halfway = next;
-    }
-    assert_int_equal(next, walk->counts[0] + walk->counts[1]);
-    return halfway;
-}
-
-/* A row would have other bits when a block works on both halves than when two blocks share them. */
-static void test_mla_walks_keep_halves_apart(void **state)
-{
-    for (uint32_t count = 1; count <= MLA_PIECE_PAGES; count++) {
-        mla_pages_t piece = { 7, count }, half = mla_half_pages(piece, 0);
-        mla_walk_t alone = mla_walk(piece, 1, 0), first = mla_walk(piece, 0, 1),
-                   second = mla_walk(piece, 1, 1);
-        assert_int_equal(alone.first, 7);
-        assert_int_equal(walk_through(&alone, half.count), half.count);
-        assert_int_equal(alone.counts[0], first.counts[0]);
-        assert_int_equal(alone.counts[1], second.counts[0]);
-        assert_int_equal(walk_through(&first, 0), half.count);
-        assert_int_equal(walk_through(&second, 0), count - half.count);
-        assert_int_equal(second.first, 7 + half.count);
-    }
-}
-
-/* Few long units would leave half of the blocks idle, many would pay for exchanges. */
-static void test_mla_units_are_shared_when_few(void **state)
-{
-    assert_true(mla_is_shared(64 * 64, 64, 132));
-    assert_true(mla_is_shared(66 * 64, 64, 132));
-    assert_false(mla_is_shared(67 * 64, 64, 132));
-    assert_false(mla_is_shared(256 * 64, 64, 132));
-    assert_true(mla_is_shared(128 + 200 * 4, 128, 132)); /* one long row among short ones */
-    assert_false(mla_is_shared(2 * 3, 3, 132));          /* an exchange takes longer */
-}
-
 static void expect_parts(const uint32_t *keys, uint32_t count, const mla_part_t *expected,
                          uint32_t parts, const uint32_t *expected_splits)
 {
@@ -158,8 +115,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mla_pieces_cover_every_page_once),
         cmocka_unit_test(test_mla_pieces_differ_by_one_page),
-        cmocka_unit_test(test_mla_walks_keep_halves_apart),
-        cmocka_unit_test(test_mla_units_are_shared_when_few),
         cmocka_unit_test(test_mla_parts_as_flashmla),
         cmocka_unit_test(test_mla_pieces_are_balanced),
     };

@@ -14,6 +14,21 @@ static inline uint32_t shared_address(const void *pointer)
     return emulated::shared_address_of(pointer);
 }
 
+static inline float shared_load(uint32_t address)
+{
+    return *(const float *)emulated::shared_pointer(address);
+}
+
+static inline uint32_t warp_uniform(uint32_t value)
+{
+    return __reduce_or_sync(0xffffffff, value);
+}
+
+static inline uint32_t kept(uint32_t value)
+{
+    return value;
+}
+
 static inline bool is_elected()
 {
     emulated::exchange(0xffffffff, 0);
@@ -46,6 +61,16 @@ static inline void barrier_free_at(uint64_t *barrier, uint32_t block)
     emulated::barrier_arrive((uint64_t *)emulated::shared_pointer(cluster_address(barrier, block)));
 }
 
+static inline uint64_t *emulated_barrier(uint32_t address)
+{
+    return (uint64_t *)emulated::shared_pointer(address);
+}
+
+static inline void barrier_free_at(uint32_t barrier, uint32_t block)
+{
+    barrier_free_at(emulated_barrier(barrier), block);
+}
+
 static inline void barrier_arrive_expect(uint64_t *barrier, uint32_t bytes)
 {
     emulated::barrier_expect(barrier, bytes);
@@ -55,6 +80,11 @@ static inline void barrier_arrive_expect(uint64_t *barrier, uint32_t bytes)
 static inline bool barrier_is_past(uint64_t *barrier, uint32_t parity)
 {
     return emulated::barrier_is_past(barrier, parity);
+}
+
+static inline bool barrier_is_past(uint32_t barrier, uint32_t parity)
+{
+    return barrier_is_past(emulated_barrier(barrier), parity);
 }
 
 static inline bool emulated_is_barrier_past(const emulated::thread_t *self)
@@ -67,6 +97,11 @@ static inline void barrier_wait(uint64_t *barrier, uint32_t parity)
     emulated::current->address = barrier;
     emulated::current->wanted = parity;
     emulated::wait(emulated_is_barrier_past, "a barrier in shared memory");
+}
+
+static inline void barrier_wait(uint32_t barrier, uint32_t parity)
+{
+    barrier_wait(emulated_barrier(barrier), parity);
 }
 
 static inline void barrier_wait_cluster(uint64_t *barrier, uint32_t parity)
