@@ -18,9 +18,10 @@ static int map_pages(CUtensorMap *map, const cache_t *cache)
 {
     const char *first =
         (const char *)cache->data + (size_t)cache->layer * MLA_PAGE_KEYS * MLA_COLS * 2;
-    tensor_view_t view = { first,    DTYPE_BF16,          MLA_COLS, MLA_PAGE_KEYS, INT32_MAX,
-                           MLA_COLS, cache->block_stride, 64,       MLA_PAGE_KEYS, 1,
-                           128 };
+    tensor_view_t view = {
+        first, DTYPE_BF16,    MLA_COLS, MLA_PAGE_KEYS, INT32_MAX, MLA_COLS, cache->block_stride,
+        64,    MLA_PAGE_KEYS, 1,        128,           true
+    };
     return tensor_map_init(map, &view);
 }
 

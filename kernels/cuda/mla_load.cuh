@@ -38,11 +38,13 @@ __device__ __forceinline__ void mla_load_pair(mla_loader_t *self, const uint32_t
     mla_load_part(self, 0, 0, blocks[0]);
     mla_load_part(self, 0, 1, blocks[0]);
     if (has_odd) {
-        if (self->is_end_awaited)
-            barrier_wait(&self->shared->end_free, (self->unit_number & 1) ^ 1);
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t part = i ^ 1;
+            if (self->is_end_awaited)
+                barrier_wait(&self->shared->end_free[part], (self->unit_number & 1) ^ 1);
+            mla_load_part(self, 1, part, blocks[1]);
+        }
         self->is_end_awaited = false;
-        mla_load_part(self, 1, 1, blocks[1]);
-        mla_load_part(self, 1, 0, blocks[1]);
     }
     self->uses[0]++;
     self->uses[1] += has_odd;

@@ -29,21 +29,20 @@ __device__ __forceinline__ uint32_t mla_values_operand(const mla_math_t &self, u
     return mla_keys_operand(self, buffer, half * 4) + ((uint32_t)(MLA_CHUNK_BYTES - 16) / 16 << 16);
 }
 
-/* S (+)= Q K^T over the columns of pairs of chunks, one after another when they have come.  Whether
- * the next has come is asked before this one's products are issued: an answer takes as long as
- * they. */
+/* S = Q K^T over pairs of chunks in the order in which they come.  Whether the next has come is
+ * asked before this one's products are issued: an answer takes as long as they. */
 template <int... pairs>
-__device__ __forceinline__ void mla_multiply(const mla_math_t &self, float (&s)[32],
-                                             uint32_t buffer, bool is_first)
+__device__ __forceinline__ void mla_multiply(mla_math_t &self, float (&s)[32], uint32_t buffer)
 {
     constexpr int order[] = { pairs... }, count = sizeof...(pairs);
     uint64_t *full = self.shared->keys_full[buffer];
-    bool is_past = barrier_is_past(&full[order[0]], self.parity[buffer]);
+    bool is_past = barrier_is_past(&full[order[0]], self.keys_parity[buffer]);
 #pragma unroll
     for (int i = 0; i < count; i++) {
-        if (!is_past) barrier_wait(&full[order[i]], self.parity[buffer]);
+        if (!is_past) barrier_wait(&full[order[i]], self.keys_parity[buffer]);
         if (i + 1 < count)
-            is_past = barrier_is_past(&full[order[i + 1 < count ? i + 1 : i]], self.parity[buffer]);
+            is_past =
+                barrier_is_past(&full[order[i + 1 < count ? i + 1 : i]], self.keys_parity[buffer]);
         wgmma_fence();
         uint32_t chunk = 2 * (uint32_t)order[i];
         uint32_t query = self.query + chunk * (MLA_CHUNK_BYTES / 16),
@@ -52,23 +51,20 @@ __device__ __forceinline__ void mla_multiply(const mla_math_t &self, float (&s)[
         for (uint32_t k = 0; k < (order[i] == 4 ? 4 : 8); k++) {
             uint32_t offset = k / 4 * (MLA_CHUNK_BYTES / 16) + k % 4 * 2;
             wgmma_bf16<64, 0>::multiply(s, mla_operand(query + offset), mla_operand(keys + offset),
-                                        !(is_first && i == 0 && k == 0));
+                                        i > 0 || k > 0);
         }
     }
     wgmma_commit();
-}
-
-/* The maximum that powers of two are relative to: the old one until a score is 2^8 times as large,
- * so that sums are rarely scaled.  A row decides for itself. */
-__device__ __forceinline__ float mla_raise(float old, float found)
-{
-    return found > old + 8.0F ? found : old;
+    wgmma_wait<0>();
+    wgmma_hold(s);
+    self.keys_parity[buffer] ^= 1;
 }
 
 /* O += P V over a page, P in registers. */
-__device__ __forceinline__ void mla_add_values(float (&o)[128], const uint32_t (&p)[4][4],
-                                               uint32_t values)
+__device__ __forceinline__ void mla_begin_values(float (&o)[128], const uint32_t (&p)[4][4],
+                                                 uint32_t values)
 {
+    wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < 4; k++)
         wgmma_bf16<256, 1>::multiply(o, p[k], mla_operand(values + k * 128), 1);
@@ -76,12 +72,26 @@ __device__ __forceinline__ void mla_add_values(float (&o)[128], const uint32_t (
 }
 
 /* The same with P in shared memory. */
-__device__ __forceinline__ void mla_add_values(float (&o)[128], uint32_t p, uint32_t values)
+__device__ __forceinline__ void mla_begin_values(float (&o)[128], uint32_t p, uint32_t values)
 {
+    wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < 4; k++)
         wgmma_bf16<256, 1>::multiply(o, mla_operand(p + k * 2), mla_operand(values + k * 128), 1);
     wgmma_commit();
+}
+
+__device__ __forceinline__ void mla_end_values(float (&o)[128])
+{
+    wgmma_wait<0>();
+    wgmma_hold(o);
+}
+
+template <typename weights_t>
+__device__ __forceinline__ void mla_add_values(float (&o)[128], const weights_t &p, uint32_t values)
+{
+    mla_begin_values(o, p, values);
+    mla_end_values(o);
 }
 
 /* Each warp that has read a part says so. */
@@ -130,13 +140,26 @@ __device__ __forceinline__ void mla_row_max(const mla_math_t &self, const float 
     }
 }
 
-/* s becomes powers of two relative to max, and is summed. */
-__device__ __forceinline__ void mla_exponentials(mla_math_t &self, float (&s)[32],
-                                                 const float (&max)[2])
+/* The maximum that powers of two are relative to is the old one until a score is 2^8 times as
+ * large, so that sums are rarely scaled: by `factor`.  A row decides for itself. */
+__device__ __forceinline__ void mla_raise(mla_math_t &self, const float (&found)[2],
+                                          float (&factor)[2])
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float max = found[r] > self.max[r] + 8.0F ? found[r] : self.max[r];
+        factor[r] = exp2_approximate(self.max[r] - max);
+        self.sum[r] *= factor[r];
+        self.max[r] = max;
+    }
+}
+
+/* s becomes powers of two relative to the maximum, and is summed. */
+__device__ __forceinline__ void mla_exponentials(mla_math_t &self, float (&s)[32])
 {
 #pragma unroll
     for (int i = 0; i < 32; i++) {
-        s[i] = exp2_approximate(fmaf(s[i], self.scale, -max[i / 2 % 2]));
+        s[i] = exp2_approximate(fmaf(s[i], self.scale, -self.max[i / 2 % 2]));
         self.sum[i / 2 % 2] += s[i];
     }
 }
@@ -158,26 +181,47 @@ __device__ __forceinline__ void mla_store_fragment(const mla_math_t &self, char 
                     words[3]);
 }
 
-__device__ __forceinline__ void mla_pack_fragment(const float *values, const float (&factor)[2],
-                                                  uint32_t (&words)[4])
+/* Weights of this warpgroup's page, for its own product and for the other's: P lies in the rope
+ * columns of the page, which nobody needs any more. */
+__device__ __forceinline__ void mla_give_weights(const mla_math_t &self, const float (&s)[32],
+                                                 uint32_t (&p)[4][4], uint32_t page)
 {
+    mla_shared_t *shared = self.shared;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        words[i] = mla_pack(values[2 * i] * factor[i % 2], values[2 * i + 1] * factor[i % 2]);
+    for (uint32_t k = 0; k < 4; k++) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) p[k][i] = mla_pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+        mla_store_fragment(self, shared->keys[page] + 8 * MLA_CHUNK_BYTES, k, p[k]);
+    }
+    if (self.thread % 4 == 0) {
+        shared->max[page][self.row] = self.max[0];
+        shared->max[page][self.row + 8] = self.max[1];
+    }
+    fence_async_shared();
+    __syncwarp();
+    if (self.thread % 32 == 0) barrier_arrive(&shared->weights_full[page]);
 }
 
-__device__ __forceinline__ void mla_publish_max(const mla_math_t &self, uint32_t half,
-                                                const float (&max)[2])
+/* Waits for the other's weights; sums are to be relative to their maximum from here on. */
+__device__ __forceinline__ void mla_take_weights(mla_math_t &self, uint32_t page,
+                                                 float (&factor)[2])
 {
-    if (self.thread % 4 != 0) return;
-    self.shared->max[half][self.row] = max[0];
-    self.shared->max[half][self.row + 8] = max[1];
+    mla_shared_t *shared = self.shared;
+    barrier_wait(&shared->weights_full[page], self.weights_parity[page]);
+    self.weights_parity[page] ^= 1;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float max = shared->max[page][self.row + 8 * r];
+        factor[r] = exp2_approximate(self.max[r] - max);
+        self.sum[r] *= factor[r];
+        self.max[r] = max;
+    }
 }
 
 /* The keys of the last page of the block, 64 where the next block goes on. */
-__device__ __forceinline__ uint32_t mla_last_keys(const mla_unit_t &unit, const mla_walk_t &walk)
+__device__ __forceinline__ uint32_t mla_last_keys(const mla_unit_t &unit, mla_pages_t pages)
 {
-    uint32_t last = walk.first + walk.counts[0] + walk.counts[1] - 1;
+    uint32_t last = pages.first + pages.count - 1;
     return min(unit.keys - last * MLA_PAGE_KEYS, (uint32_t)MLA_PAGE_KEYS);
 }
 

@@ -27,9 +27,11 @@ int tensor_map_init(CUtensorMap *map, const tensor_view_t *view)
                                  : view->swizzle_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                  : view->swizzle_bytes == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
                                                              : CU_TENSOR_MAP_SWIZZLE_NONE;
+    CUtensorMapL2promotion promotion = view->is_fetched_short ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                                              : CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
     CUresult result = encode(map, types[view->dtype], rank, (void *)view->data, shape, strides, box,
-                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
+                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? 0 : EINVAL;
 }
 

@@ -16,6 +16,7 @@ struct tensor_view_t {
     uint64_t row_stride, plane_stride;       /* elements; bytes are multiples of 16 */
     uint32_t box_cols, box_rows, box_planes; /* at most 256 each; box_planes 0: 1 */
     uint32_t swizzle_bytes; /* 0, 32, 64 or 128: also the most bytes of a box's row */
+    bool is_fetched_short;  /* misses of the L2 fetch 128 bytes, not 256 */
 };
 
 /* 0, or EINVAL: not aligned, or a box that the hardware cannot copy. */
