@@ -74,6 +74,9 @@ typedef struct {
 typedef struct {
     uint32_t heads, nope, rope, value, latent; /* 128, 128, 64, 128, 512 for DeepSeek-V3 */
     float scale;                               /* softmax scale, YaRN's mscale included */
+    /* 1: mla_decode may sum a row's keys in an order that its batch suggests; faster where there
+     * are many rows, but a row's last bits then follow its batch (D-018). */
+    int may_follow_batch;
 } heads_t;
 
 typedef enum { GATE_SIGMOID, GATE_SOFTMAX } gate_score_t;

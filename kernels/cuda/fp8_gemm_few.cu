@@ -141,10 +141,7 @@ static const few_choice_t choices[] = {
     { more, 32, more, { &few_kernel_1_1_64_4,  2, 1, 3, 3, 1 } }, /* 128 x 4096 x 7168   14.3 us */
     { more, 56, 4096, { &few_kernel_2_1_64_2,  1, 1, 5, 4, 1 } }, /* 128 x 7168 x 2048    8.7 us */
     { more, 56, more, { &few_kernel_2_1_56_2,  1, 1, 5, 4, 1 } }, /* 128 x 7168 x 16384  44.3 us */
-    { more, more, 512, { &few_kernel_2_1_64_1, 1, 1, 6, 3, 2 } }, /* 128 x 32768 x 512   11.2 us */
     { more, 200, more, { &few_kernel_2_1_64_2, 1, 1, 5, 4, 1 } }, /* 128 x 24576 x 1536  18.7 us */
-    { more, more, 4096, { &few_kernel_2_2_128_2, 1, 1, 3, 3, 1 } }, /* 9 x 128, 7168 x 2048 56 us */
-    { more, more, more, { &few_kernel_2_1_64_2, 1, 1, 5, 4, 1 } }, /* 9 x 128, 4096 x 7168 112 us */
     { more, more, more, { &few_kernel_2_1_64_1, 1, 1, 6, 3, 2 } }, /* any number of blocks of k */
 };
 /* clang-format on */

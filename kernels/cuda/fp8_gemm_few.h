@@ -57,6 +57,6 @@ bool few_plan_fits(const few_plan_t *plan, uint32_t k);
 /* Named by warpgroups of 64 tokens, warpgroups side by side along the weights, weights, depth. */
 extern const few_kernel_t few_kernel_1_1_16_4, few_kernel_1_1_32_4, few_kernel_1_1_56_4,
     few_kernel_1_1_64_1, few_kernel_1_1_64_4, few_kernel_1_2_128_2, few_kernel_2_1_56_2,
-    few_kernel_2_1_64_1, few_kernel_2_1_64_2, few_kernel_2_2_128_2;
+    few_kernel_2_1_64_1, few_kernel_2_1_64_2;
 
 #endif

@@ -6,10 +6,9 @@
 #include "ops_cuda.h"
 #include "queue.cuh"
 
-enum {
-    /* Rows of one product up to which the kernel for few rows is as fast, see kernels/NOTES.md. */
-    FEW_ROWS = 128,
-};
+/* The kernel for few rows is the faster one up to 64 rows; up to 128 where a multiprocessor's share
+ * of the weights (rows of w, of all groups) is small, see kernels/NOTES.md. */
+enum { FEW_ROWS = 64, FEW_ROWS_MAX = 128, FEW_WEIGHTS = 200, FEW_WEIGHTS_GROUPED = 100 };
 
 int cuda_prepare_size(const tensor_t *w, size_t *bytes)
 {
@@ -97,6 +96,14 @@ int fp8_gemm_many(queue_t *q, const tensor_t *out, const tensor_t *x, const tens
     return launches[gemm_choose(&size, (uint32_t)q->sm_count)](q, out, x, w, groups);
 }
 
+static bool is_few(const queue_t *q, const tensor_t *x, const tensor_t *w, const groups_t *groups)
+{
+    uint32_t rows = expected_rows(x, groups), count = groups ? groups->count : 1;
+    uint64_t weights = (uint64_t)w->rows * count / (uint32_t)q->sm_count;
+    return rows <= FEW_ROWS ||
+           (rows <= FEW_ROWS_MAX && weights < (groups ? FEW_WEIGHTS_GROUPED : FEW_WEIGHTS));
+}
+
 /* ---- the ops ---- */
 
 int cuda_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w)
@@ -104,8 +111,8 @@ int cuda_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t
     if (x->dtype == DTYPE_BF16 && w->dtype == DTYPE_BF16) return bf16_gemm(q, out, x, w);
     if (!is_fp8_product(out, x, w)) return EINVAL;
     if (x->rows == 0) return 0;
-    return x->rows <= FEW_ROWS ? fp8_gemm_few(q, out, x, w, nullptr)
-                               : fp8_gemm_many(q, out, x, w, nullptr);
+    return is_few(q, x, w, nullptr) ? fp8_gemm_few(q, out, x, w, nullptr)
+                                    : fp8_gemm_many(q, out, x, w, nullptr);
 }
 
 int cuda_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
@@ -114,6 +121,6 @@ int cuda_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const 
     if (groups->count == 0 || x->rows == 0) return 0;
     if (!is_fp8_product(out, x, w) || !is_one_array(w, groups->count)) return EINVAL;
     if (groups->count > GEMM_GROUPS_MAX || !groups->first) return EINVAL;
-    return expected_rows(x, groups) <= FEW_ROWS ? fp8_gemm_few(q, out, x, w, groups)
-                                                : fp8_gemm_many(q, out, x, w, groups);
+    return is_few(q, x, w, groups) ? fp8_gemm_few(q, out, x, w, groups)
+                                   : fp8_gemm_many(q, out, x, w, groups);
 }

@@ -65,11 +65,16 @@ int cuda_mla_decode(queue_t *q, const tensor_t *out, const tensor_t *query, cons
                                   q->scratch,
                                   slots < MLA_SLOTS_MAX ? (uint32_t)slots : (uint32_t)MLA_SLOTS_MAX,
                                   q->counters };
-    int status = allow_shared(mla_decode_kernel, sizeof(mla_shared_t));
+    /* Alone, a block sums a row's keys in another order than two that share it. */
+    uint64_t units = (uint64_t)query->rows * arguments.groups;
+    bool is_alone = heads->may_follow_batch && units * 10 >= (uint64_t)q->sm_count * 9;
+    int cluster = is_alone ? 1 : 2;
+    auto kernel = is_alone ? mla_decode_kernel<1> : mla_decode_kernel<2>;
+    int status = allow_shared(kernel, sizeof(mla_shared_t));
     if (status != 0) return status;
     launch_t launch;
-    launch_init(&launch, q, dim3((unsigned)q->sm_count / MLA_CLUSTER * MLA_CLUSTER), MLA_THREADS,
-                sizeof(mla_shared_t), MLA_CLUSTER, true);
-    cudaLaunchKernelEx(&launch.config, mla_decode_kernel, query_map, cache_map, arguments);
+    launch_init(&launch, q, dim3((unsigned)(q->sm_count / cluster * cluster)), MLA_THREADS,
+                sizeof(mla_shared_t), (unsigned)cluster, true);
+    cudaLaunchKernelEx(&launch.config, kernel, query_map, cache_map, arguments);
     return launch_status();
 }

@@ -99,7 +99,7 @@ __device__ __forceinline__ void mla_attend_right(mla_math_t &self, float (&o)[12
     }
 }
 
-template <uint32_t half>
+template <int cluster, uint32_t half>
 __device__ __forceinline__ void mla_attend(mla_shared_t *shared, const mla_arguments_t &arguments,
                                            uint32_t rank)
 {
@@ -115,7 +115,7 @@ __device__ __forceinline__ void mla_attend(mla_shared_t *shared, const mla_argum
         barrier_wait_cluster(&shared->unit_full[n & 1], (n >> 1) & 1);
         const mla_unit_t &unit = shared->units[n & 1];
         if (unit.pieces == 0) break;
-        mla_pages_t pages = mla_half_pages(unit.pages, rank);
+        mla_pages_t pages = mla_block_pages<cluster>(unit.pages, rank);
         float o[128];
         mla_begin_sums(self, o);
         barrier_wait(&shared->query_full, n & 1);
@@ -124,16 +124,13 @@ __device__ __forceinline__ void mla_attend(mla_shared_t *shared, const mla_argum
         else
             mla_attend_right(self, o, pages.count, mla_last_keys(unit, pages));
         if (pages.count == 0) mla_free_query(self);
-        if (rank == 0)
-            mla_end_unit<0>(self, o, unit, arguments, half, n);
-        else
-            mla_end_unit<1>(self, o, unit, arguments, half, n);
+        mla_end_unit<cluster>(self, o, unit, arguments, half, rank, n);
         __syncwarp();
         if (self.thread % 32 == 0) barrier_free_at(&shared->unit_free[n & 1], 0);
     }
 }
 
-__device__ __forceinline__ void mla_barriers_init(mla_shared_t *shared)
+template <int cluster> __device__ __forceinline__ void mla_barriers_init(mla_shared_t *shared)
 {
     barrier_init(&shared->query_full, 1);
     barrier_init(&shared->query_free, 8);
@@ -143,33 +140,35 @@ __device__ __forceinline__ void mla_barriers_init(mla_shared_t *shared)
         for (int part = 0; part < 2; part++) barrier_init(&shared->keys_free[buffer][part], 4);
     }
     for (int half = 0; half < 2; half++) {
-        barrier_init(&shared->weights_full[half], 4);
-        barrier_init(&shared->sum_full[half], 4);
+        barrier_init(&shared->weights_full[half], 128);
+        barrier_init(&shared->sum_full[half], 128);
         barrier_init(&shared->peer_ready[half], 4);
         barrier_init(&shared->peer_full[half], 1);
         barrier_init(&shared->end_free[half], 4);
     }
     for (int slot = 0; slot < 2; slot++) {
         barrier_init(&shared->unit_full[slot], 1);
-        barrier_init(&shared->unit_free[slot], MLA_CLUSTER * 9);
+        barrier_init(&shared->unit_free[slot], 9 * cluster);
     }
     fence_barrier_init();
 }
 
 /* The last cluster leaves the counters as it found them. */
+template <int cluster>
 __device__ __forceinline__ void mla_reset_counters(const mla_arguments_t &arguments)
 {
     bool is_last = false;
     if (threadIdx.x == 0) {
         __threadfence();
-        is_last = atomicAdd(&arguments.counters[1], 1) + 1 == gridDim.x / MLA_CLUSTER;
+        is_last = atomicAdd(&arguments.counters[1], 1) + 1 == gridDim.x / cluster;
     }
     if (!__syncthreads_or(is_last)) return;
     for (uint32_t i = threadIdx.x; i < 2 + arguments.slots; i += MLA_THREADS)
         arguments.counters[i] = 0;
 }
 
-/* Grid: clusters of two, as many as the GPU holds or fewer. */
+/* Grid: clusters of two that share units, or of one; as many as the GPU holds or fewer. */
+template <int cluster>
 __global__ void __launch_bounds__(MLA_THREADS, 1)
     mla_decode_kernel(const __grid_constant__ CUtensorMap query,
                       const __grid_constant__ CUtensorMap cache, const mla_arguments_t arguments)
@@ -180,25 +179,28 @@ __global__ void __launch_bounds__(MLA_THREADS, 1)
     if (threadIdx.x == 0) {
         tensor_prefetch(&query);
         tensor_prefetch(&cache);
-        mla_barriers_init(shared);
+        mla_barriers_init<cluster>(shared);
     }
+    cluster_sync();
     wait_for_previous();
+    uint32_t first_unit = 0;
+    if (threadIdx.x == MLA_LOADER && rank == 0) first_unit = atomicAdd(&arguments.counters[0], 1);
     mla_units_init<MLA_THREADS>(&shared->table, &shared->buckets, arguments.sequences,
                                 arguments.count, arguments.groups);
-    cluster_sync();
     if (warpgroup == 0) {
         registers_increase<232>();
-        mla_attend<0>(shared, arguments, rank);
+        mla_attend<cluster, 0>(shared, arguments, rank);
     } else if (warpgroup == 1) {
         registers_increase<232>();
-        mla_attend<1>(shared, arguments, rank);
+        mla_attend<cluster, 1>(shared, arguments, rank);
     } else {
         registers_decrease<40>();
-        if (threadIdx.x / 32 == 8) mla_load(shared, &query, &cache, arguments, rank);
+        if (threadIdx.x / 32 == MLA_LOADER / 32)
+            mla_load<cluster>(shared, &query, &cache, arguments, rank, first_unit);
         let_next_start();
     }
     cluster_sync();
-    if (rank == 0) mla_reset_counters(arguments);
+    if (rank == 0) mla_reset_counters<cluster>(arguments);
 }
 
 #endif

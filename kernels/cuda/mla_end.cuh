@@ -1,9 +1,10 @@
 /* kernels/cuda/mla_end.cuh - the end of a unit of mla_decode: its two halves meet, rows of several
  * pieces add to their running total, results are written.
  *
- * Each warpgroup has 256 columns of its block's half of the pages.  It keeps 128 of them, the ones
- * of its block's rank (`part`), and sends the others to the warpgroup of the other block that keeps
- * those. */
+ * Each warpgroup has 256 columns in two parts of 128.  Of its half of a shared unit it keeps one,
+ * the one of its block's rank, and sends the other to the warpgroup of the other block that keeps
+ * that.
+ */
 #ifndef KERNELS_CUDA_MLA_END_CUH
 #define KERNELS_CUDA_MLA_END_CUH
 
@@ -33,7 +34,7 @@ __device__ __forceinline__ void mla_sum_rows(mla_math_t &self, uint32_t half)
         if (self.thread % 4 == 0) sum[half][self.row + 8 * r] = self.sum[r];
     }
     __syncwarp();
-    if (self.thread % 32 == 0) barrier_arrive(&self.shared->sum_full[half]);
+    barrier_arrive(&self.shared->sum_full[half]);
     barrier_wait(&self.shared->sum_full[half ^ 1], self.sums & 1);
 #pragma unroll
     for (int r = 0; r < 2; r++) self.sum[r] = sum[0][self.row + 8 * r] + sum[1][self.row + 8 * r];
@@ -207,13 +208,31 @@ __device__ __forceinline__ void mla_write(const mla_math_t &self, const float (&
 }
 
 template <uint32_t part>
-__device__ __forceinline__ void
-mla_end_unit(mla_math_t &self, float (&o)[128], const mla_unit_t &unit,
-             const mla_arguments_t &arguments, uint32_t half, uint32_t n)
+__device__ __forceinline__ void mla_end_part(mla_math_t &self, float (&o)[128],
+                                             const mla_unit_t &unit,
+                                             const mla_arguments_t &arguments, uint32_t half)
 {
-    mla_exchange<part>(self, o, half, n);
     if (unit.pieces == 1 || mla_add_to_total<part>(self, o, unit, arguments, half))
         mla_write<part>(self, o, arguments, unit.row, unit.group, half);
+}
+
+template <int cluster>
+__device__ __forceinline__ void
+mla_end_unit(mla_math_t &self, float (&o)[128], const mla_unit_t &unit,
+             const mla_arguments_t &arguments, uint32_t half, uint32_t rank, uint32_t n)
+{
+    if (cluster == 1) {
+        mla_sum_rows(self, half);
+        mla_math_t other = self; /* adding to a total changes maximum and sum of the rows */
+        mla_end_part<0>(self, o, unit, arguments, half);
+        mla_end_part<1>(other, o, unit, arguments, half);
+    } else if (rank == 0) {
+        mla_exchange<0>(self, o, half, n);
+        mla_end_part<0>(self, o, unit, arguments, half);
+    } else {
+        mla_exchange<1>(self, o, half, n);
+        mla_end_part<1>(self, o, unit, arguments, half);
+    }
 }
 
 #endif

@@ -64,17 +64,26 @@ __device__ __forceinline__ void mla_send_unit(mla_shared_t *shared, const mla_un
                     cluster_address(&shared->unit_full[slot], lane / 3), words);
 }
 
-/* Draws unit `number` of this cluster and tells both blocks.  By block 0. */
-__device__ __forceinline__ void mla_offer_unit(mla_shared_t *shared,
-                                               const mla_arguments_t &arguments, uint32_t number)
+/* Finds unit n of this cluster, from the number that lane 0 has drawn on, and tells its blocks.  By
+ * block 0. */
+template <int cluster>
+__device__ __forceinline__ void
+mla_offer_unit(mla_shared_t *shared, const mla_arguments_t &arguments, uint32_t n, uint32_t number)
 {
-    uint32_t slot = number & 1;
-    barrier_wait_cluster(&shared->unit_free[slot], ((number >> 1) & 1) ^ 1);
-    if (threadIdx.x % 32 == 0) barrier_arrive_expect(&shared->unit_full[slot], sizeof(mla_unit_t));
-    mla_send_unit(shared,
-                  mla_units_next(&shared->table, arguments.sequences, arguments.count,
-                                 arguments.groups, &arguments.counters[0]),
-                  slot);
+    uint32_t slot = n & 1;
+    barrier_wait_cluster(&shared->unit_free[slot], ((n >> 1) & 1) ^ 1);
+    mla_unit_t unit = mla_units_next(&shared->table, arguments.sequences, arguments.count,
+                                     arguments.groups, &arguments.counters[0], number);
+    if (cluster == 1) {
+        if (threadIdx.x == MLA_LOADER) {
+            shared->units[slot] = unit;
+            barrier_arrive(&shared->unit_full[slot]);
+        }
+        return;
+    }
+    if (threadIdx.x == MLA_LOADER)
+        barrier_arrive_expect(&shared->unit_full[slot], sizeof(mla_unit_t));
+    mla_send_unit(shared, unit, slot);
 }
 
 __device__ __forceinline__ void mla_load_query(mla_shared_t *shared, const CUtensorMap *query,
@@ -91,12 +100,13 @@ __device__ __forceinline__ void mla_load_query(mla_shared_t *shared, const CUten
 
 /* The next unit is drawn as late as its loads allow: just before those of this one's last pages,
  * which wait for room anyway. */
+template <int cluster>
 __device__ __forceinline__ void mla_load(mla_shared_t *shared, const CUtensorMap *query,
                                          const CUtensorMap *cache, const mla_arguments_t &arguments,
-                                         uint32_t rank)
+                                         uint32_t rank, uint32_t first_unit)
 {
     mla_loader_t loader = { shared, cache, { 0, 0 }, 0, false };
-    if (rank == 0) mla_offer_unit(shared, arguments, 0);
+    if (rank == 0) mla_offer_unit<cluster>(shared, arguments, 0, first_unit);
     for (uint32_t n = 0;; n++) {
         if (rank == 1 && threadIdx.x % 32 == 0)
             barrier_arrive_expect(&shared->unit_full[n & 1], sizeof(mla_unit_t));
@@ -106,10 +116,10 @@ __device__ __forceinline__ void mla_load(mla_shared_t *shared, const CUtensorMap
         if (threadIdx.x % 32 == 0) barrier_free_at(&shared->unit_free[n & 1], 0);
         if (unit.pieces == 0) break;
         mla_load_query(shared, query, unit, n);
-        mla_pages_t pages = mla_half_pages(unit.pages, rank);
+        mla_pages_t pages = mla_block_pages<cluster>(unit.pages, rank);
         const uint32_t *blocks = unit.blocks + pages.first;
         loader.unit_number = n;
-        loader.is_end_awaited = true;
+        loader.is_end_awaited = cluster > 1;
         uint32_t next[2] = { 0, 0 };
         if (pages.count > 0) next[0] = blocks[0];
         if (pages.count > 1) next[1] = blocks[1];
@@ -118,9 +128,11 @@ __device__ __forceinline__ void mla_load(mla_shared_t *shared, const CUtensorMap
             if (i + 2 < pages.count) next[0] = blocks[i + 2];
             if (i + 3 < pages.count) next[1] = blocks[i + 3];
             bool is_last = i + 2 >= pages.count && rank == 0;
-            if (is_last && i > 0) mla_offer_unit(shared, arguments, n + 1);
+            uint32_t number = 0;
+            if (is_last && threadIdx.x == MLA_LOADER) number = atomicAdd(&arguments.counters[0], 1);
+            if (is_last && i > 0) mla_offer_unit<cluster>(shared, arguments, n + 1, number);
             mla_load_pair(&loader, pair, i + 1 < pages.count);
-            if (is_last && i == 0) mla_offer_unit(shared, arguments, n + 1);
+            if (is_last && i == 0) mla_offer_unit<cluster>(shared, arguments, n + 1, number);
         }
     }
 }

@@ -199,7 +199,7 @@ __device__ __forceinline__ void mla_give_weights(const mla_math_t &self, const f
     }
     fence_async_shared();
     __syncwarp();
-    if (self.thread % 32 == 0) barrier_arrive(&shared->weights_full[page]);
+    barrier_arrive(&shared->weights_full[page]);
 }
 
 /* Waits for the other's weights; sums are to be relative to their maximum from here on. */

@@ -15,7 +15,7 @@ enum {
     MLA_MATRIX_BYTES = MLA_CHUNKS * MLA_CHUNK_BYTES,
     MLA_QUARTER_BYTES = 64 * 128 * 4, /* a quarter of the sums of a tile */
     MLA_THREADS = 3 * 128,
-    MLA_CLUSTER = 2
+    MLA_LOADER = 2 * 128 /* first thread of the loading warp */
 };
 
 /* A running total in scratch: for each quarter of the columns the sums, then max and sum of rows.
@@ -82,5 +82,12 @@ struct mla_math_t {
     uint32_t sums; /* row sums taken so far */
     float scale, max[2], sum[2];
 };
+
+/* What a block has of a unit's pages: all, or its half. */
+template <int cluster>
+__device__ __forceinline__ mla_pages_t mla_block_pages(mla_pages_t pages, uint32_t rank)
+{
+    return cluster == 1 ? pages : mla_half_pages(pages, rank);
+}
 
 #endif

@@ -121,6 +121,7 @@ __device__ __forceinline__ void mla_units_init(mla_units_t *self, mla_buckets_t 
     __syncthreads();
 #pragma unroll
     for (uint32_t round = 0; round < rounds; round++) {
+        if (round * threads >= count) break;
         uint32_t s = round * threads + threadIdx.x;
         sequence_t sequence = {};
         if (s < count) sequence = sequences[s];
@@ -138,7 +139,7 @@ __device__ __forceinline__ void mla_units_init(mla_units_t *self, mla_buckets_t 
 #pragma unroll
     for (uint32_t round = 0; round < rounds; round++) {
         uint32_t s = round * threads + threadIdx.x;
-        if (s >= count) continue;
+        if (s >= count) break;
         uint32_t place = buckets->counts[bucket[round] * chunks + s / 32] + rank[round];
         self->order[place] = (uint16_t)s;
         self->first_unit[place] = units[round];
@@ -164,17 +165,16 @@ __device__ __forceinline__ uint32_t mla_find_place(const mla_units_t *self, uint
     return first;
 }
 
-/* Draws the next unit.  By a whole warp.  Rows of a sequence may have fewer pieces than its last:
- * such numbers name nothing and are drawn again. */
+/* The unit that lane 0 drew.  By a whole warp.  Rows of a sequence may have fewer pieces than its
+ * last: such numbers name nothing, and another one is drawn. */
 __device__ __forceinline__ mla_unit_t mla_units_next(const mla_units_t *self,
                                                      const sequence_t *sequences, uint32_t count,
-                                                     uint32_t groups, uint32_t *counter)
+                                                     uint32_t groups, uint32_t *counter,
+                                                     uint32_t drawn)
 {
     mla_unit_t unit = {};
-    while (unit.pieces == 0) {
-        uint32_t number = 0;
-        if (threadIdx.x % 32 == 0) number = atomicAdd(counter, 1);
-        number = __shfl_sync(0xffffffff, number, 0);
+    for (;; drawn = threadIdx.x % 32 == 0 ? atomicAdd(counter, 1) : 0) {
+        uint32_t number = __shfl_sync(0xffffffff, drawn, 0);
         if (number >= self->first_unit[count]) break;
         uint32_t place = mla_find_place(self, count, number);
         sequence_t sequence = sequences[self->order[place]];
@@ -191,6 +191,7 @@ __device__ __forceinline__ mla_unit_t mla_units_next(const mla_units_t *self,
         unit.pieces = pieces;
         uint32_t short_rows = sequence.rows - mla_long_rows(sequence);
         unit.tile = self->first_tile[place] + (i - short_rows) * groups + unit.group;
+        break;
     }
     return unit;
 }

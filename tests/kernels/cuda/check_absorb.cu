@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const heads_t v3 = { 128, 128, 64, 128, 512, 1 }, tiny = { 4, 128, 64, 128, 512, 1 };
+static const heads_t v3 = { 128, 128, 64, 128, 512, 1, 0 }, tiny = { 4, 128, 64, 128, 512, 1, 0 };
 static const uint32_t gap = 16; /* elements between rows of results */
 
 typedef int (*absorb_call_t)(queue_t *, const tensor_t *, const tensor_t *, const tensor_t *,

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <vector>
@@ -82,7 +81,7 @@ static int product_run(harness_t *self, const product_t *p)
 
 static bool product_fill(harness_t *self, const product_t *p, const char *what)
 {
-    CUDA(cudaMemset(p->out.data, 0xff, out_bytes(p)));
+    memory_poison(p->out.data, out_bytes(p));
     CUDA(cudaDeviceSynchronize()); /* the queue's stream does not wait for the default one */
     int status = product_run(self, p);
     expect(self, status == 0, what, status, 0);
@@ -391,13 +390,6 @@ static int timed_run(void *context, uint32_t variant)
     return product_run(self->harness, &self->products[variant]);
 }
 
-/* Long products at full power make the GPU slow down for a while; each is measured rested. */
-static void rest(void)
-{
-    CUDA(cudaDeviceSynchronize());
-    usleep(100000);
-}
-
 static void time_product(harness_t *self, const char *op, sizes_t size, uint32_t groups,
                          double anchor_us)
 {
@@ -418,7 +410,6 @@ static void time_product(harness_t *self, const char *op, sizes_t size, uint32_t
                  size.k);
     else
         snprintf(timing.shape, sizeof timing.shape, "%ux%ux%u", size.m, size.n, size.k);
-    rest();
     timing.us = time_call(self, timed_run, &timed, variants);
     timing.bytes = bytes;
     timing.operations = 2.0 * rows * size.n * size.k;

@@ -70,7 +70,7 @@ static std::vector<unsigned char> product_bytes(harness_t *self, const few_produ
                                                 const few_plan_t *plan, const char *what)
 {
     std::vector<unsigned char> bytes(out_bytes(p));
-    CUDA(cudaMemset(p->out.data, 0xff, bytes.size()));
+    memory_poison(p->out.data, bytes.size());
     int status = plan ? fp8_gemm_few_by(plan, self->q, &p->out, &p->x, p->w.data(), groups_of(p))
                       : fp8_gemm_few(self->q, &p->out, &p->x, p->w.data(), groups_of(p));
     expect(self, status == 0, what, status, 0);
@@ -157,7 +157,7 @@ static void check_alone(harness_t *self, const few_product_t *p, uint32_t rows, 
 static void check_many(harness_t *self, const few_product_t *p, const char *what)
 {
     std::vector<unsigned char> few = product_bytes(self, p, nullptr, what), many(few.size());
-    CUDA(cudaMemset(p->out.data, 0xff, many.size()));
+    memory_poison(p->out.data, many.size());
     int status = fp8_gemm_many(self->q, &p->out, &p->x, p->w.data(), groups_of(p));
     expect(self, status == 0, what, status, 0);
     queue_demand(self, what);
@@ -279,7 +279,9 @@ static int timed(void *context, uint32_t variant)
 {
     few_timed_t *it = (few_timed_t *)context;
     const few_product_t *p = &it->products[variant];
-    return fp8_gemm_few(it->self->q, &p->out, &p->x, p->w.data(), groups_of(p));
+    const ops_t *ops = it->self->ops;
+    return groups_of(p) ? ops->grouped_gemm(it->self->q, &p->out, &p->x, p->w.data(), groups_of(p))
+                        : ops->gemm(it->self->q, &p->out, &p->x, p->w.data());
 }
 
 /* Over more weights than L2 holds. */

@@ -3,7 +3,10 @@
 #include "families.h"
 #include "layer.cuh"
 
+#include <math.h>
 #include <stdlib.h>
+
+#include <vector>
 
 static const layer_shape_t deepseek_v3 = { 7168,
                                            1536,
@@ -28,6 +31,35 @@ static const layer_shape_t tiny = { 256,
  * its inputs, and a simulated perturbation of 1e-3 to 1e-2 of them moves it by 3.1 to 5.4 %. */
 static const double layer_tolerance = 3e-2, out_tolerance = 6e-2;
 
+/* Where two choices of the gate are close to each other, a last bit decides between them, and with
+ * it the weights of the row: these rows are few (check_gate.cu has the same share), and left out.
+ */
+static uint32_t other_rows(const layer_t *device, const layer_t *host, std::vector<bool> *is_other)
+{
+    uint32_t rows = device->step.rows, top_k = device->shape.gate.top_k, count = 0;
+    std::vector<float> weights((size_t)rows * top_k);
+    memory_download(weights.data(), device->weights, weights.size() * sizeof(float));
+    is_other->assign(rows, false);
+    for (size_t i = 0; i < weights.size(); i++)
+        if (fabs(weights[i] - host->weights[i]) > 0.02 * device->shape.gate.scale)
+            (*is_other)[i / top_k] = true;
+    for (bool it : *is_other) count += it;
+    return count;
+}
+
+static double difference_of_rows(const tensor_t *x, const tensor_t *y,
+                                 const std::vector<bool> &is_other)
+{
+    double difference = 0, all = 0;
+    for (uint32_t r = 0; r < x->rows; r++)
+        for (uint32_t c = 0; c < x->cols && !is_other[r]; c++) {
+            double value = tensor_host_value(y, r, c), error = tensor_host_value(x, r, c) - value;
+            difference += error * error;
+            all += value * value;
+        }
+    return isfinite(difference) ? sqrt(difference / all) : INFINITY;
+}
+
 /* Would show that ops do not fit together: scales read in another layout, a row of another token.
  */
 static void check_layer(harness_t *self, const layer_shape_t *shape, const layer_step_t *step,
@@ -39,6 +71,10 @@ static void check_layer(harness_t *self, const layer_shape_t *shape, const layer
     expect(self, layer_run(self->ops, self->q, &device) == 0, what, 1, 0);
     queue_demand(self, what);
     expect(self, layer_run(&ops_judge, self->cpu, &host) == 0, what, 1, 0);
+    std::vector<bool> is_other;
+    uint32_t others = other_rows(&device, &host, &is_other);
+    expect(self, others <= 2 + step->rows / 50, "layer: rows with other choices", others,
+           2 + step->rows / 50);
     const tensor_t *outputs[][2] = {
         { &device.low, &host.low },           { &device.query, &host.query },
         { &device.attended, &host.attended }, { &device.residual, &host.residual },
@@ -49,8 +85,10 @@ static void check_layer(harness_t *self, const layer_shape_t *shape, const layer
         tensor_t found = tensor_to_host(outputs[i][0], false);
         char line[96];
         snprintf(line, sizeof line, "layer, %s: %s", what, names[i]);
-        double error = difference_relative(&found, outputs[i][1]);
-        double allowed = outputs[i][0] == &device.out ? out_tolerance : layer_tolerance;
+        bool is_out = outputs[i][0] == &device.out;
+        double error = is_out ? difference_of_rows(&found, outputs[i][1], is_other)
+                              : difference_relative(&found, outputs[i][1]);
+        double allowed = is_out ? out_tolerance : layer_tolerance;
         expect(self, error < allowed, line, error, allowed);
         tensor_host_free(&found);
     }

@@ -44,7 +44,7 @@ static void poison_rows(const tensor_t *x, uint32_t first, uint32_t count)
 
 static heads_t heads_of(uint32_t heads, float scale)
 {
-    heads_t result = { heads, 128, 64, 128, 512, scale };
+    heads_t result = { heads, 128, 64, 128, 512, scale, 0 };
     return result;
 }
 
@@ -250,7 +250,7 @@ static void check_cuts(harness_t *self, uint32_t heads, uint32_t rows, uint32_t 
     step.sequences = chunks;
     step.device_sequences =
         (const sequence_t *)memory_upload(chunks.data(), chunks.size() * sizeof(sequence_t));
-    CUDA(cudaMemset(step.out.data, 0xff, (size_t)step.out.rows * step.out.stride * 2));
+    memory_poison(step.out.data, (size_t)step.out.rows * step.out.stride * 2);
     step_run(self, &step, what);
     tensor_t found = tensor_to_host(&wanted_part, false);
     expect(self, is_same_bits(&found, &wanted), what, 0, 0);

@@ -53,8 +53,7 @@ static tensor_t rows_random(harness_t *self, uint32_t rows, uint32_t cols, uint3
 
 static void poison_out(batch_t *batch)
 {
-    CUDA(cudaMemset(batch->out.data, 0xff, (size_t)batch->out.rows * batch->out.stride * 2));
-    CUDA(cudaDeviceSynchronize()); /* the queue's stream does not wait for the default one */
+    memory_poison(batch->out.data, (size_t)batch->out.rows * batch->out.stride * 2);
 }
 
 /* Blocks of the pool in random order; what no sequence reaches is NaN. */
@@ -85,7 +84,7 @@ static batch_t batch_new(harness_t *self, const shape_t *shape,
                          const std::vector<length_t> &lengths)
 {
     batch_t batch = {};
-    batch.heads = { shape->heads, 128, 64, 128, 512, scale };
+    batch.heads = { shape->heads, 128, 64, 128, 512, scale, 0 };
     uint32_t rows = 0, blocks = 2;
     for (const length_t &length : lengths) {
         sequence_t sequence = { rows, length.rows, length.first_position, 0, nullptr };
@@ -152,9 +151,12 @@ static void check_close(harness_t *self, const tensor_t *found, const tensor_t *
     char text[128];
     snprintf(text, sizeof text, "%s: worst element", what);
     expect(self, worst <= 1, text, worst, 1);
+    /* With our wide scores one key may have most of a head's weight, which BF16 rounds by up to
+     * 2^-9; FlashMLA's bound is a mean over many heads. */
+    double allowed = truth->rows * truth->cols < 32 * 512 ? 2 * cosine_max : cosine_max;
     double cosine = difference_cosine(found, truth);
     snprintf(text, sizeof text, "%s: cosine", what);
-    expect(self, cosine <= cosine_max, text, cosine, cosine_max);
+    expect(self, cosine <= allowed, text, cosine, allowed);
 }
 
 static tensor_t naive(batch_t *batch)
@@ -195,7 +197,7 @@ static tensor_t judge(harness_t *self, const batch_t *batch)
     return truth;
 }
 
-/* Room for three totals: no block can put a first half by. */
+/* Room for three totals: rows of several pieces wait for one another. */
 static const size_t little_scratch = 400000;
 
 /* One batch against a truth, thrice: the second call finds what the first left in scratch and
@@ -225,6 +227,26 @@ static void check_batch(harness_t *self, const shape_t *shape, const std::vector
     self->q->scratch_bytes = scratch;
     again = tensor_to_host(&batch.out, false);
     snprintf(text, sizeof text, "%s: with little scratch differs", what);
+    expect(self, is_same_bits(&found, &again), text, 1, 0);
+    tensor_host_free(&found);
+    tensor_host_free(&again);
+    tensor_host_free(&truth);
+    memory_free_all();
+}
+
+/* With leave to follow the batch: blocks that do not share units, where rows are many. */
+static void check_following(harness_t *self, const shape_t *shape,
+                            const std::vector<length_t> &lengths, const char *what)
+{
+    batch_t batch = batch_new(self, shape, lengths);
+    batch.heads.may_follow_batch = 1;
+    run(self, &batch, what);
+    tensor_t found = tensor_to_host(&batch.out, false), truth = naive(&batch);
+    check_close(self, &found, &truth, what);
+    run(self, &batch, what);
+    tensor_t again = tensor_to_host(&batch.out, false);
+    char text[128];
+    snprintf(text, sizeof text, "%s: second call differs", what);
     expect(self, is_same_bits(&found, &again), text, 1, 0);
     tensor_host_free(&found);
     tensor_host_free(&again);
@@ -286,7 +308,8 @@ void run_small_checks_mla_decode(harness_t *self)
     check_refusals(self);
     check_batch(self, &tiny, { { 1, 0 }, { 0, 0 }, { 2, 63 }, { 1, 128 }, { 1, 300 } }, true,
                 "tiny, small");
-    /* Together blocks work alone, a row by itself is shared by two. */
+    check_following(self, &tiny, { { 1, 0 }, { 2, 640 }, { 1, 63 }, { 4, 127 }, { 1, 575 } },
+                    "tiny, following its batch");
     check_alone(self, &tiny,
                 { { 1, 700 }, { 2, 640 }, { 1, 63 }, { 2, 577 }, { 1, 575 }, { 2, 800 } });
 }
@@ -318,6 +341,8 @@ void run_checks_mla_decode(harness_t *self)
                 false, "V3, long");
     check_batch(self, &tiny, { { 1, 163839 }, { 2, 100000 } }, false, "tiny, longest");
     check_batch(self, &tiny, std::vector<length_t>(1024, { 1, 70 }), false, "tiny, 1024 sequences");
+    check_following(self, &v3, random_lengths(self, 120, 2, 5000), "V3, following its batch");
+    check_following(self, &v3, random_lengths(self, 90, 2, 20000), "V3, long, following its batch");
     std::vector<length_t> many = random_lengths(self, 120, 2, 9000);
     many.push_back({ 1, 8700 });
     check_alone(self, &v3, many);
@@ -339,13 +364,14 @@ static int timed_call(void *context, uint32_t variant)
 }
 
 static void time_batch(harness_t *self, const char *shape, const std::vector<length_t> &lengths,
-                       double anchor_us)
+                       double anchor_us, int may_follow_batch)
 {
     const shape_t v3 = { 128, 1, 0 };
     rotation_t rotation = { self, {} };
     for (int i = 0; i < 2; i++) rotation.batches.push_back(batch_new(self, &v3, lengths));
+    for (batch_t &batch : rotation.batches) batch.heads.may_follow_batch = may_follow_batch;
     timing_t timing = {};
-    timing.op = "mla_decode";
+    timing.op = may_follow_batch ? "mla_decode*" : "mla_decode";
     snprintf(timing.shape, sizeof timing.shape, "%s", shape);
     timing.anchor_us = anchor_us;
     for (const length_t &length : lengths) {
@@ -372,13 +398,15 @@ void run_timings_mla_decode(harness_t *self)
     for (const auto &line : table) {
         char shape[64];
         snprintf(shape, sizeof shape, "%u x %u rows, %u keys", line.count, line.rows, line.keys);
-        time_batch(self, shape,
-                   std::vector<length_t>(line.count, { line.rows, line.keys - line.rows }),
-                   line.anchor_us);
+        for (int may_follow_batch = 0; may_follow_batch < 2; may_follow_batch++)
+            time_batch(self, shape,
+                       std::vector<length_t>(line.count, { line.rows, line.keys - line.rows }),
+                       line.anchor_us, may_follow_batch);
     }
-    time_batch(self, "1 x 1 rows, 4096 keys", { { 1, 4095 } }, 0);
-    time_batch(self, "1 x 1 rows, 163840 keys", { { 1, 163839 } }, 0);
+    time_batch(self, "1 x 1 rows, 4096 keys", { { 1, 4095 } }, 0, 0);
+    time_batch(self, "1 x 1 rows, 163840 keys", { { 1, 163839 } }, 0, 0);
     std::vector<length_t> lengths;
     for (int s = 0; s < 128; s++) lengths.push_back({ 1, 500 + random_below(self, 8978) });
-    time_batch(self, "128 x 1 rows, 500..9477 keys", lengths, 0);
+    for (int may_follow_batch = 0; may_follow_batch < 2; may_follow_batch++)
+        time_batch(self, "128 x 1 rows, 500..9477 keys", lengths, 0, may_follow_batch);
 }

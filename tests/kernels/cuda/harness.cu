@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <algorithm>
 #include <vector>
@@ -40,11 +41,17 @@ void expect(harness_t *self, bool is_good, const char *what, double found, doubl
 
 static std::vector<void *> allocations;
 
+void memory_poison(void *memory, size_t bytes)
+{
+    CUDA(cudaMemset(memory, 0xff, bytes));
+    CUDA(cudaDeviceSynchronize());
+}
+
 void *memory_new(size_t bytes)
 {
     void *memory = nullptr;
     CUDA(cudaMalloc(&memory, bytes + 16));
-    CUDA(cudaMemset(memory, 0xff, bytes + 16));
+    memory_poison(memory, bytes + 16);
     allocations.push_back(memory);
     CUDA(cudaDeviceSynchronize()); /* the queue's stream does not wait for the default one */
     return memory;
@@ -269,8 +276,11 @@ bool is_same_bits(const tensor_t *x, const tensor_t *y)
 
 /* ---- timings ---- */
 
-enum { SAMPLES = 11, CALLS_MIN = 12 };
-static const double SAMPLE_US = 3000; /* of one replay at least, where calls are short */
+/* Of replays of at least SAMPLE_US, the first ones warm up.  Before them the GPU rests: long
+ * products draw all the power there is, and the clock falls within tens of milliseconds. */
+enum { WARM = 2, SAMPLES = 10 };
+static const double SAMPLE_US = 2000;
+static const struct timespec rest = { 0, 100 * 1000 * 1000 };
 
 static double replay_us(harness_t *self, cudaGraphExec_t graph, cudaEvent_t *events)
 {
@@ -302,22 +312,26 @@ double time_call(harness_t *self, timed_call_t call, void *context, uint32_t var
 {
     cudaEvent_t events[2];
     for (cudaEvent_t &event : events) CUDA(cudaEventCreate(&event));
-    int calls = std::max((int)CALLS_MIN, (int)variants);
     double result = NAN;
-    for (int round = 0; round < 2; round++) {
-        cudaGraphExec_t graph = capture(self, call, context, variants, calls);
-        if (!graph) break;
-        std::vector<double> samples;
+    int calls = (int)variants;
+    cudaGraphExec_t graph = capture(self, call, context, variants, calls);
+    if (graph) {
         replay_us(self, graph, events);
-        for (int i = 0; i < (round ? SAMPLES : 2); i++)
-            samples.push_back(replay_us(self, graph, events));
+        double round_us = std::max(replay_us(self, graph, events), 1.0);
+        CUDA(cudaGraphExecDestroy(graph));
+        calls *= std::min(200 / calls + 1, (int)(SAMPLE_US / round_us) + 1);
+        graph = capture(self, call, context, variants, calls);
+    }
+    if (graph) {
+        nanosleep(&rest, nullptr);
+        std::vector<double> samples;
+        for (int i = 0; i < WARM + SAMPLES; i++) {
+            double us = replay_us(self, graph, events);
+            if (i >= WARM) samples.push_back(us);
+        }
         std::sort(samples.begin(), samples.end());
         result = samples[samples.size() / 2] / calls;
         CUDA(cudaGraphExecDestroy(graph));
-        if (samples[0] >= SAMPLE_US && round == 0) calls = std::max((int)variants, calls / 4);
-        if (samples[0] < SAMPLE_US)
-            calls = std::min(200, (int)(SAMPLE_US / std::max(result, 1.0)) + 1);
-        calls = (calls + (int)variants - 1) / (int)variants * (int)variants;
     }
     for (cudaEvent_t &event : events) CUDA(cudaEventDestroy(event));
     return result;

@@ -39,6 +39,8 @@ void cuda_demand(cudaError_t status, const char *call, const char *file, int lin
 /* Device memory, filled with 0xff bytes (NaN); it lives until memory_free_all. */
 void *memory_new(size_t bytes);
 void memory_free_all(void);
+/* 0xff bytes, written when it returns: the queue's stream does not wait for the default one. */
+void memory_poison(void *memory, size_t bytes);
 void *memory_upload(const void *host, size_t bytes);
 void memory_download(void *host, const void *device, size_t bytes);
 
