@@ -40,12 +40,9 @@ struct fp8_gemm_shape {
     static constexpr int scale_bytes = (w_scales_at + 16 * blocks + 127) / 128 * 128;
     static constexpr int load_bytes = stage_bytes + cluster_cols * scale_box * 4 + 16 * blocks;
     /* Columns / 8 from a tile's first one to the next block: a multiple of edge_min, at most 16. */
-    static constexpr int edge_min = 128 % cols == 0   ? 16
-                                    : cols % 64 == 0 ? 8
-                                    : cols % 32 == 0 ? 4
-                                                     : 2;
+    static constexpr int edge_min = 128 % cols == 0 ? 16 : cols % 64 == 0 ? 8 : 2;
     /* A warp's 16 rows of a wave leave in chunks; odd multiples of 16 bytes need no swizzle. */
-    static constexpr int chunk_cols = cols % 64 == 0 ? 64 : cols / 16 % 2 ? cols / 2 : cols / 4;
+    static constexpr int chunk_cols = cols % 64 == 0 ? 64 : cols / 2;
     static constexpr bool is_swizzled = chunk_cols == 64;
     static constexpr int chunk_bytes = 16 * chunk_cols * 2, wave_bytes = 16 * cols * 2;
     /* shared memory: stages of x and w, stages of scales, barriers, tiles of groups, results */

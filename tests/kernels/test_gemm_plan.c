@@ -89,6 +89,17 @@ static void test_gemm_choose_knows_large_and_small(void **state)
     assert_int_equal(chosen(256, 2112, 7168, 1).rows, 128);
 }
 
+/* The tiles that were fastest where groups of 128 rows are bound by memory, see kernels/NOTES.md.
+ */
+static void test_gemm_choose_knows_groups_of_a_tile(void **state)
+{
+    assert_int_equal(chosen(128, 4096, 7168, 9).cols, 112);
+    assert_int_equal(chosen(128, 7168, 2048, 9).cols, 128);
+    assert_int_equal(chosen(128, 4096, 7168, 4).cols, 128);
+    assert_int_equal(chosen(128, 7168, 2048, 2).cols, 128);
+    assert_int_equal(chosen(128, 32768, 512, 1).cols, 128);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -97,6 +108,7 @@ int main(void)
         cmocka_unit_test(test_gemm_tiles_what_runs_at_one_time_is_compact),
         cmocka_unit_test(test_gemm_choose_takes_the_cheapest),
         cmocka_unit_test(test_gemm_choose_knows_large_and_small),
+        cmocka_unit_test(test_gemm_choose_knows_groups_of_a_tile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
