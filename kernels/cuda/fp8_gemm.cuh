@@ -279,12 +279,6 @@ __device__ __forceinline__ void fp8_promote(float (&sums)[shape::cols / 2],
     }
 }
 
-/* A matrix operand from its low word; the high word is the same for all. */
-__device__ __forceinline__ uint64_t fp8_operand(uint32_t low)
-{
-    return (uint64_t)low | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
-
 /* partial = 64 rows of x times the tile's rows of w, over 128 of k; low words of operands. */
 template <typename shape>
 __device__ __forceinline__ void fp8_multiply(float (&partial)[shape::cols / 2], uint32_t x,
@@ -294,8 +288,8 @@ __device__ __forceinline__ void fp8_multiply(float (&partial)[shape::cols / 2], 
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++)
-        wgmma_e4m3<shape::cols>::multiply(partial, fp8_operand(x + 2 * k), fp8_operand(w + 2 * k),
-                                          k > 0);
+        wgmma_e4m3<shape::cols>::multiply(partial, wgmma_operand_at(x + 2 * k),
+                                          wgmma_operand_at(w + 2 * k), k > 0);
     wgmma_commit();
     wgmma_hold(partial);
     wgmma_wait<0>();

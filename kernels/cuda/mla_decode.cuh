@@ -19,7 +19,8 @@
  *
  * One block of a cluster has the first half of the pages, the other the second; at the end they
  * exchange sums, so that no partial result leaves the SMs unless a row has more than one piece
- * (mla_split.h).
+ * (mla_split.h).  Where results may follow the batch, clusters are of one block, which has all
+ * pages.
  */
 #ifndef KERNELS_CUDA_MLA_DECODE_CUH
 #define KERNELS_CUDA_MLA_DECODE_CUH

@@ -6,13 +6,6 @@
 #include "mla_shared.cuh"
 #include "wgmma.cuh"
 
-/* An operand from its low word.  The high word is the same for all, and no sum of addresses carries
- * into it: with 64-bit sums the carries take longer than the products of 64 columns. */
-__device__ __forceinline__ uint64_t mla_operand(uint32_t low)
-{
-    return (uint64_t)low | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
-
 /* Low words for a page: keys K-major from a chunk on; values N-major, from the half's columns on.
  */
 __device__ __forceinline__ uint32_t mla_keys_operand(const mla_math_t &self, uint32_t buffer,
@@ -50,8 +43,8 @@ __device__ __forceinline__ void mla_multiply(mla_math_t &self, float (&s)[32], u
 #pragma unroll
         for (uint32_t k = 0; k < (order[i] == 4 ? 4 : 8); k++) {
             uint32_t offset = k / 4 * (MLA_CHUNK_BYTES / 16) + k % 4 * 2;
-            wgmma_bf16<64, 0>::multiply(s, mla_operand(query + offset), mla_operand(keys + offset),
-                                        i > 0 || k > 0);
+            wgmma_bf16<64, 0>::multiply(s, wgmma_operand_at(query + offset),
+                                        wgmma_operand_at(keys + offset), i > 0 || k > 0);
         }
     }
     wgmma_commit();
@@ -67,7 +60,7 @@ __device__ __forceinline__ void mla_begin_values(float (&o)[128], const uint32_t
     wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < 4; k++)
-        wgmma_bf16<256, 1>::multiply(o, p[k], mla_operand(values + k * 128), 1);
+        wgmma_bf16<256, 1>::multiply(o, p[k], wgmma_operand_at(values + k * 128), 1);
     wgmma_commit();
 }
 
@@ -77,7 +70,8 @@ __device__ __forceinline__ void mla_begin_values(float (&o)[128], uint32_t p, ui
     wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < 4; k++)
-        wgmma_bf16<256, 1>::multiply(o, mla_operand(p + k * 2), mla_operand(values + k * 128), 1);
+        wgmma_bf16<256, 1>::multiply(o, wgmma_operand_at(p + k * 2),
+                                     wgmma_operand_at(values + k * 128), 1);
     wgmma_commit();
 }
 

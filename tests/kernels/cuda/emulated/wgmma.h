@@ -37,6 +37,11 @@ static inline uint64_t wgmma_operand(const void *tile, uint32_t lead = 16)
            (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
+static inline uint64_t wgmma_operand_at(uint32_t low)
+{
+    return (uint64_t)low | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
 template <int n> struct wgmma_e4m3 {
     static inline void multiply(float (&d)[n / 2], uint64_t a, uint64_t b, int scale_d)
     {
