@@ -33,7 +33,6 @@ __device__ __forceinline__ void mla_sum_rows(mla_math_t &self, uint32_t half)
         self.sum[r] += __shfl_xor_sync(0xffffffff, self.sum[r], 2);
         if (self.thread % 4 == 0) sum[half][self.row + 8 * r] = self.sum[r];
     }
-    __syncwarp();
     barrier_arrive(&self.shared->sum_full[half]);
     barrier_wait(&self.shared->sum_full[half ^ 1], self.sums & 1);
 #pragma unroll

@@ -192,7 +192,6 @@ __device__ __forceinline__ void mla_give_weights(const mla_math_t &self, const f
         shared->max[page][self.row + 8] = self.max[1];
     }
     fence_async_shared();
-    __syncwarp();
     barrier_arrive(&shared->weights_full[page]);
 }
 

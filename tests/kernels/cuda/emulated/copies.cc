@@ -66,15 +66,18 @@ static uint32_t box_bytes(const tensor_view_t *view)
            element_bytes(view);
 }
 
-static void load_now(const tensor_view_t *view, char *shared, uint32_t first, int col, int row,
+/* Plain loads see it too, once they have waited for the barrier. */
+static void load_now(const tensor_view_t *view, block_t *block, uint32_t first, int col, int row,
                      int plane)
 {
     for_box(view, first, [&](uint32_t c, uint32_t r, uint32_t p, uint32_t at, uint32_t size) {
         const char *from = element_at(view, (int64_t)col + c, (int64_t)row + r, (int64_t)plane + p);
-        if (from)
-            memcpy(shared + at, from, size);
-        else
-            memset(shared + at, 0, size);
+        for (char *to : { block->shared + at, block->async + at }) {
+            if (from)
+                memcpy(to, from, size);
+            else
+                memset(to, 0, size);
+        }
     });
 }
 
@@ -90,10 +93,10 @@ void tensor_load(void *target, const CUtensorMap *map, uint64_t *barrier, int co
         fail("a tensor copy that begins in the middle of 16 bytes"); /* an illegal instruction */
     for (uint32_t rank = 0; rank < own->cluster->blocks.size(); rank++) {
         if (!(blocks >> rank & 1)) continue;
-        char *shared = shared_in(own, rank << 24);
+        block_t *block = own->cluster->blocks[rank];
         uint64_t *word = (uint64_t *)shared_in(own, rank << 24 | at);
         later([=] {
-            load_now(&view, shared, first, col, row, plane);
+            load_now(&view, block, first, col, row, plane);
             barrier_complete(word, box_bytes(&view));
         });
     }
@@ -103,8 +106,11 @@ void bulk_load(void *target, const void *source, uint32_t bytes, uint64_t *barri
 {
     if ((uintptr_t)target % 16 != 0 || (uintptr_t)source % 16 != 0 || bytes % 16 != 0)
         fail("a bulk copy of %u bytes that is not aligned to 16", bytes);
+    const block_t *block = current->block;
+    ptrdiff_t at = (char *)target - block->shared; /* or in a static variable */
     later([=] {
         memcpy(target, source, bytes);
+        if (at >= 0 && at < SHARED_BYTES) memcpy(block->async + at, source, bytes);
         barrier_complete(barrier, bytes);
     });
 }
@@ -113,7 +119,7 @@ void tensor_store(const CUtensorMap *map, const void *source, int col, int row)
 {
     tensor_view_t view = view_of(map);
     thread_t *self = current;
-    const char *shared = self->block->shared;
+    const char *shared = self->block->async;
     uint32_t first = shared_address_of(source) & 0xffffff;
     if (first % 128 != 0) fail("a tensor copy from an address that is no multiple of 128");
     if (self->stores.empty()) self->stores.push_back(0);

@@ -225,6 +225,7 @@ template <int left> static inline void store_wait_read()
 
 static inline void fence_async_shared()
 {
+    emulated::fence_async();
 }
 
 /* ---- registers, launches ---- */

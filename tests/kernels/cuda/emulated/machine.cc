@@ -55,6 +55,7 @@ asm(".text\n.globl emulated_switch\nemulated_switch:\n"
 struct launch_state_t {
     dim3 grid, block;
     unsigned cluster;
+    size_t shared_bytes;
     bool is_overlapped;
     std::function<void()> body;
     launch_state_t *previous;
@@ -68,7 +69,7 @@ struct worker_t {
     std::condition_variable turn;
     bool has_turn;
     std::unique_ptr<block_t> block;
-    char *stacks, *shared;
+    char *stacks, *shared, *async;
     uint32_t stacks_count;
     void *stack_pointer; /* of the OS thread, while a coroutine runs */
     bool has_moved;      /* in the last turn */
@@ -199,6 +200,7 @@ static void give_turn(worker_t *worker)
 static void worker_begin(worker_t *self)
 {
     self->shared = (char *)aligned_alloc(1024, 256 * 1024);
+    self->async = (char *)aligned_alloc(1024, 256 * 1024);
     self->stacks_count = 1024;
     self->stacks =
         (char *)mmap(nullptr, (size_t)self->stacks_count * STACK_BYTES, PROT_READ | PROT_WRITE,
@@ -216,6 +218,7 @@ static void block_begin(worker_t *worker, launch_state_t *launch, cluster_t *clu
     block_t *self = worker->block.get();
     if (!worker->shared) worker_begin(worker);
     memset(worker->shared, 0xff, SHARED_BYTES); /* NaN */
+    memset(worker->async, 0xff, SHARED_BYTES);
     uint32_t number = launch->next_block++;
     self->launch = launch;
     self->cluster = cluster;
@@ -225,6 +228,7 @@ static void block_begin(worker_t *worker, launch_state_t *launch, cluster_t *clu
     self->index = { number % launch->grid.x, number / launch->grid.x % launch->grid.y,
                     number / launch->grid.x / launch->grid.y };
     self->shared = worker->shared;
+    self->async = worker->async;
     self->threads.resize(self->threads_count);
     uint32_t warps = (self->threads_count + WARP - 1) / WARP;
     self->exchanges.resize(warps);
@@ -354,6 +358,7 @@ void launch(dim3 grid, dim3 block, unsigned cluster, size_t shared_bytes, bool i
     self->grid = grid;
     self->block = block;
     self->cluster = cluster;
+    self->shared_bytes = shared_bytes;
     self->is_overlapped = is_overlapped;
     self->body = std::move(body);
     self->blocks = grid.x * grid.y * grid.z;
@@ -428,6 +433,11 @@ char *shared_in(const block_t *self, uint32_t address)
 char *shared_pointer(uint32_t address)
 {
     return shared_in(current->block, address);
+}
+
+void fence_async()
+{
+    memcpy(current->block->async, current->block->shared, current->block->launch->shared_bytes);
 }
 
 /* ---- barriers in shared memory ---- */

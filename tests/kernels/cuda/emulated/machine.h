@@ -3,8 +3,9 @@
  *
  * Modelled: blocks, clusters, warps that exchange values, named barriers, barriers in shared memory
  * with arrivals and bytes, bulk copies and warpgroup products that happen at any time between their
- * issue and the wait for them, programmatic dependent launch.  Not modelled: time, caches, the
- * order in which plain writes become visible (fences do nothing), the rounding inside of products.
+ * issue and the wait for them and see plain writes only after a fence, programmatic dependent
+ * launch.  Not modelled: time, caches, the order in which plain writes reach other threads, the
+ * rounding inside of products.
  *
  * A seed's schedule is the same every time.  Whatever cannot go on ends the program and says who
  * waits for what.
@@ -82,6 +83,7 @@ struct block_t {
     uint32_t rank, live, threads_count;
     uint3 index;
     char *shared;  /* SHARED_BYTES, aligned to 1024 */
+    char *async;   /* what bulk copies and products find there: plain writes after a fence only */
     char *statics; /* where this worker's static shared variables lie */
     std::vector<thread_t> threads;
     std::vector<std::vector<exchange_t>> exchanges; /* by warp */
@@ -111,6 +113,9 @@ void later(std::function<void()> action);
 uint32_t shared_address_of(const void *pointer);
 char *shared_pointer(uint32_t address);
 char *shared_in(const block_t *block, uint32_t address);
+/* fence.proxy.async: what this block's threads have written so far (any of them, which is more than
+ * the fence promises) is there for bulk copies and products. */
+void fence_async();
 
 /* ---- barriers ---- */
 

@@ -87,13 +87,13 @@ void product_happen(block_t *block, const product_t *product)
     if (product->has_registers)
         gather_registers(product, a);
     else
-        gather_rows(block->shared, product->a, 64, product->is_fp8, a);
+        gather_rows(block->async, product->a, 64, product->is_fp8, a);
     if (!product->is_b_mn)
-        gather_rows(block->shared, product->b, product->n, product->is_fp8, b);
+        gather_rows(block->async, product->b, product->n, product->is_fp8, b);
     else
         for (uint32_t n = 0; n < product->n; n++)
             for (uint32_t k = 0; k < 16; k++)
-                b[n * 16 + k] = bf16_value(operand_column(block->shared, product->b, n, k));
+                b[n * 16 + k] = bf16_value(operand_column(block->async, product->b, n, k));
     for (uint32_t t = 0; t < WARPGROUP; t++)
         for (uint32_t i = 0; i < product->n / 2; i++) {
             const float *x = a + row_of(t, i) * depth, *y = b + column_of(t, i) * depth;
