@@ -151,11 +151,6 @@ __device__ __forceinline__ void named_barrier_wait(uint32_t id, uint32_t threads
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads)
-{
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 /* ---- clusters ---- */
 
 __device__ __forceinline__ uint32_t cluster_rank()

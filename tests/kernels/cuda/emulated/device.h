@@ -78,7 +78,7 @@ struct emulated_shape_t {
 
 static inline void __syncthreads()
 {
-    emulated::named_barrier(0, emulated::current->block->threads_count, true);
+    emulated::named_barrier(0, emulated::current->block->threads_count);
 }
 
 template <typename value_t> static inline uint64_t emulated_bits(value_t value)

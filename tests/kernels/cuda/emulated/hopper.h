@@ -111,12 +111,7 @@ static inline void barrier_wait_cluster(uint64_t *barrier, uint32_t parity)
 
 static inline void named_barrier_wait(uint32_t id, uint32_t threads)
 {
-    emulated::named_barrier(id, threads, true);
-}
-
-static inline void named_barrier_arrive(uint32_t id, uint32_t threads)
-{
-    emulated::named_barrier(id, threads, false);
+    emulated::named_barrier(id, threads);
 }
 
 /* ---- clusters ---- */

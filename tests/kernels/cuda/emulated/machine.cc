@@ -493,7 +493,7 @@ static bool is_round_over(const thread_t *self)
     return self->block->named[self->wanted].round != (uint32_t)self->seen;
 }
 
-void named_barrier(uint32_t id, uint32_t threads, bool is_waiting)
+void named_barrier(uint32_t id, uint32_t threads)
 {
     thread_t *self = current;
     block_t *block = self->block;
@@ -507,7 +507,6 @@ void named_barrier(uint32_t id, uint32_t threads, bool is_waiting)
         barrier->arrived = 0;
         barrier->round++;
     }
-    if (!is_waiting) return;
     self->wanted = id;
     self->seen = round;
     wait(is_round_over, "a named barrier");

@@ -125,7 +125,7 @@ void barrier_expect(uint64_t *barrier, uint32_t bytes);
 void barrier_complete(uint64_t *barrier, uint32_t bytes);
 bool barrier_is_past(const uint64_t *barrier, uint32_t parity);
 
-void named_barrier(uint32_t id, uint32_t threads, bool is_waiting);
+void named_barrier(uint32_t id, uint32_t threads);
 void cluster_arrive();
 void cluster_wait();
 
