@@ -36,7 +36,7 @@ __device__ __forceinline__ void mla_sum_rows(mla_math_t &self, uint32_t half)
     barrier_arrive(&self.shared->sum_full[half]);
     barrier_wait(&self.shared->sum_full[half ^ 1], self.sums & 1);
 #pragma unroll
-    for (int r = 0; r < 2; r++) self.sum[r] = sum[0][self.row + 8 * r] + sum[1][self.row + 8 * r];
+    for (int r = 0; r < 2; r++) self.sum[r] += sum[half ^ 1][self.row + 8 * r];
     self.sums++;
 }
 
