@@ -5,10 +5,10 @@
  * zeros; BF16 stays what it is, FP8 stays FP8, four tiles of a step in 2 KiB.  F32 is left to
  * AVX-512.
  *
- * For a group of panels, for each K_BLOCK, for each 32 rows of x, all panels of the group: the rows
- * stay in L1, the weights of the block and the sums of the group in L2.  While the tiles multiply,
- * the vector units add the products of the call before to the sums, fetch or decode a share of the
- * group's next block of weights.
+ * For a group of panels, for each block of k, for each 32 rows of x, all panels of the group: the
+ * rows stay in L1, the weights of the block and the sums of the group in L2.  While the tiles
+ * multiply, the vector units add the products of the call before to the sums, fetch or decode a
+ * share of the group's next block of weights.
  */
 #include "fast.h"
 #include "judge.h"
@@ -23,8 +23,8 @@
 enum {
     ROWS_MAX = 512, /* per pass over the weights */
     GROUP_PANELS = 4,
-    FAR_BYTES = 4 << 20,              /* of results that no cache would keep until they are read */
-    BLOCK_ELEMENTS = K_BLOCK * PANEL, /* of one panel */
+    FAR_BYTES = 2 << 20, /* of results that no cache would keep until they are read */
+    BLOCK_ELEMENTS = FP8_BLOCK * PANEL, /* of one panel, decoded */
     SUMS_FLOATS = ROWS_MAX * PANEL,
     THREAD_BYTES =
         GROUP_PANELS * (SUMS_FLOATS * 4 + 2 * BLOCK_ELEMENTS * 2) + (2 * PRODUCTS + PANEL) * 4
@@ -87,17 +87,16 @@ int amx_prepare(const tensor_t *w, void *packed)
 typedef struct {
     const tensor_t *out, *w, *in;
     uint16_t *x; /* [block of k][block of rows][step of k][X_STEP] */
-    uint32_t depth, panels, first_row, rows;
+    uint32_t depth, block, panels, first_row, rows; /* depth: k; block: of a block of k */
     uint32_t calls; /* of the inner loops for a block of k of a panel */
     int is_far;     /* results leave past the caches */
     char *scratch;  /* THREAD_BYTES per thread */
-    float *values;  /* a row of x per thread */
     fp8_table_t table;
 } gemm_t;
 
 INLINE uint32_t block_depth(const gemm_t *gemm, uint32_t k)
 {
-    return gemm->depth - k < K_BLOCK ? gemm->depth - k : K_BLOCK;
+    return least(gemm->depth - k, gemm->block);
 }
 
 /* A block of k of a group of panels: first == last after the end. */
@@ -308,33 +307,41 @@ static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t l
     _mm_sfence();
 }
 
-/* One row, K_STEP values at a time, to where the inner loops look for it. */
-static void split_row(const gemm_t *gemm, uint32_t row, float *values)
+/* One step of k of one row as two parts, to where the inner loops look for it. */
+INLINE void split_step(const gemm_t *gemm, uint32_t row, uint32_t k, uint16_t *to)
 {
     const tensor_t *x = gemm->in;
+    uint32_t count = least(x->cols - k, K_STEP), in_row = gemm->first_row + row;
+    float values[K_STEP];
     const float *from = values;
     if (x->dtype == DTYPE_F32)
-        from = row_f32(x, gemm->first_row + row);
+        from = row_f32(x, in_row) + k;
     else
-        expand_activation_row(x, gemm->first_row + row, values);
-    for (uint32_t k = 0; k < gemm->depth; k += K_STEP) {
-        uint32_t block = k / K_BLOCK * K_BLOCK, count = x->cols - k < K_STEP ? x->cols - k : K_STEP;
-        uint16_t *to = gemm->x + (size_t)block * round_up(gemm->rows, BLOCK_ROWS) * 2 +
-                       (size_t)(row / BLOCK_ROWS * BLOCK_ROWS) * block_depth(gemm, block) * 2 +
-                       (size_t)(k - block) / K_STEP * X_STEP + (size_t)(row % BLOCK_ROWS) * K_STEP;
-        vector_t first = vector_load_some(from + k, count < LANES ? count : LANES),
-                 second = vector_load_some(from + k + LANES, count < LANES ? 0 : count - LANES);
-        _mm512_storeu_si512(to, round_to_bf16(first, second));
-        _mm512_storeu_si512(to + LOW, round_to_bf16(first - vector_expand_bf16(to),
-                                                    second - vector_expand_bf16(to + LANES)));
-    }
+        expand(element(x->data, x->dtype, (size_t)in_row * x->stride + k), x->dtype,
+               x->scales ? x->scales[(size_t)in_row * x->scale_stride + k / BLOCK_COLS] : 1.0F,
+               count, values);
+    vector_t first = vector_load_some(from, least(count, LANES)),
+             second = vector_load_some(from + LANES, count < LANES ? 0 : count - LANES);
+    _mm512_storeu_si512(to, round_to_bf16(first, second));
+    _mm512_storeu_si512(to + LOW, round_to_bf16(first - vector_expand_bf16(to),
+                                                second - vector_expand_bf16(to + LANES)));
 }
 
+/* Blocks of k of blocks of rows, each in the order in which it is written. */
 static void split_part(void *context, uint32_t thread, uint32_t first, uint32_t last)
 {
     const gemm_t *gemm = context;
-    for (uint32_t row = first; row < last; row++)
-        split_row(gemm, row, gemm->values + (size_t)thread * gemm->in->cols);
+    (void)thread;
+    uint32_t row_blocks = round_up(gemm->rows, BLOCK_ROWS) / BLOCK_ROWS;
+    for (uint32_t i = first; i < last; i++) {
+        uint32_t block = i / row_blocks * gemm->block, depth = block_depth(gemm, block),
+                 row = i % row_blocks * BLOCK_ROWS, rows = least(gemm->rows - row, BLOCK_ROWS);
+        uint16_t *to =
+            gemm->x + ((size_t)block * row_blocks * BLOCK_ROWS + (size_t)row * depth) * 2;
+        for (uint32_t k = block; k < block + depth; k += K_STEP, to += X_STEP)
+            for (uint32_t r = 0; r < rows; r++)
+                split_step(gemm, row + r, k, to + (size_t)r * K_STEP);
+    }
 }
 
 /* Rows per pass: as many as scratch has room for, the same number in every pass. */
@@ -358,25 +365,27 @@ int amx_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t 
     gemm_t gemm = {
         .out = out, .w = w, .in = x, .depth = round_up(w->cols, K_STEP), .table = fp8_table()
     };
+    gemm.block = w->dtype == DTYPE_F8E4M3 ? FP8_BLOCK : BF16_BLOCK;
     gemm.panels = round_up(w->rows, PANEL) / PANEL;
     gemm.scratch = queue_take(q, (size_t)threads * THREAD_BYTES);
-    gemm.values = queue_take(q, (size_t)threads * x->cols * sizeof *gemm.values);
     size_t row_bytes = (size_t)gemm.depth * 2 * sizeof *gemm.x;
     uint32_t step = rows_per_pass(x->rows, queue_left(q) / row_bytes);
     gemm.x = queue_take(q, step * row_bytes);
-    if (!gemm.scratch || !gemm.values || !gemm.x || step == 0) return ENOMEM;
+    if (!gemm.scratch || !gemm.x || step == 0) return ENOMEM;
     gemm.is_far = out->dtype == DTYPE_F32 && (size_t)out->rows * out->cols * 4 >= FAR_BYTES &&
                   out->stride % LANES == 0 && (uintptr_t)out->data % 64 == 0;
     /* Twice as many pieces as threads, so that the last ones do not wait long for each other. */
-    uint32_t grain = (gemm.panels + 2 * threads - 1) / (2 * threads);
-    if (grain > GROUP_PANELS) grain = GROUP_PANELS;
+    uint32_t grain = least((gemm.panels + 2 * threads - 1) / (2 * threads), GROUP_PANELS);
+    uint32_t k_blocks = round_up(gemm.depth, gemm.block) / gemm.block;
     for (uint32_t first = 0; first < x->rows; first += step) {
         gemm.first_row = first;
-        gemm.rows = x->rows - first < step ? x->rows - first : step;
+        gemm.rows = least(x->rows - first, step);
         gemm.calls = gemm.rows / BLOCK_ROWS * 2;
         uint32_t left = gemm.rows % BLOCK_ROWS;
         gemm.calls += left == 0 ? 0 : left <= TILE_ROWS ? 1 : 2;
-        queue_share(q, gemm.rows, TILE_ROWS, split_part, &gemm);
+        uint32_t pieces = k_blocks * (round_up(gemm.rows, BLOCK_ROWS) / BLOCK_ROWS);
+        /* A few rows are not worth waking anybody. */
+        queue_share(q, pieces, gemm.rows < TILE_ROWS ? pieces : 1, split_part, &gemm);
         queue_share(q, gemm.panels, grain, gemm_part, &gemm);
     }
     return 0;

@@ -3,22 +3,25 @@
  *
  * Tiles: 0-3 sums, 4-5 rows of x, 6-7 weights, each 16 rows of 64 bytes.  A row of x is the sum of
  * two rows of bfloat16, `high` and `low`, so every tile of weights is multiplied twice.  Per output
- * and K_BLOCK the products of a step of k are added in the order high, low, step after step,
+ * and block of k the products of a step of k are added in the order high, low, step after step,
  * whatever the loop; then sums = products * scale + sums in F32.  That addition waits until the
- * products of the next call run, for the tiles take 512 cycles there and the vector units are idle.
+ * products of the next call run, for the tiles take 512 cycles or more there and the vector units
+ * are idle.
  */
 #ifndef KERNELS_CPU_AMX_TILES_H
 #define KERNELS_CPU_AMX_TILES_H
 
 #include "bf16_instructions.h"
 
-/* Columns of a panel, and of one call of the loop for many rows; k of one step, and of the products
- * that share a scale; rows of x that lie together. */
+/* Columns of a panel, and of one call of the loop for many rows; k of one step, and of one block:
+ * in FP8 as many as share a scale, in BF16 as many as leave room for the rows of x in L1; rows of x
+ * that lie together. */
 enum {
     PANEL = 64,
     HALF_PANEL = PANEL / 2,
     K_STEP = 32,
-    K_BLOCK = 128,
+    FP8_BLOCK = 128,
+    BF16_BLOCK = 256,
     BLOCK_ROWS = 2 * TILE_ROWS,
     TILE_ELEMENTS = TILE_ROWS * K_STEP,
     PRODUCTS = BLOCK_ROWS * HALF_PANEL /* of one call */
@@ -170,7 +173,8 @@ INLINE void work_beside(const beside_t *beside, const fp8_table_t *table, uint32
     }
 }
 
-/* 32 rows, half a panel. */
+/* 32 rows, half a panel.  The first 16 rows are multiplied by both parts before the others are: so
+ * while the sums of either leave their tiles, after the last step, the others' products go on. */
 INLINE void multiply_32_rows(const call_t *call, const beside_t *beside, const fp8_table_t *table)
 {
     const uint16_t *x = call->x, *weights = call->weights;
@@ -185,14 +189,14 @@ INLINE void multiply_32_rows(const call_t *call, const beside_t *beside, const f
         tile_load_once(7, weights + TILE_ELEMENTS, TILE_ROW_BYTES);
         tile_multiply(0, 4, 6);
         tile_multiply(1, 4, 7);
-        tile_load(5, x + TILE_ELEMENTS, TILE_ROW_BYTES);
+        tile_load(5, x + LOW, TILE_ROW_BYTES);
         work_beside(beside, table, 2 * step);
-        tile_multiply(2, 5, 6);
-        tile_multiply(3, 5, 7);
-        tile_load(4, x + LOW, TILE_ROW_BYTES);
+        tile_multiply(0, 5, 6);
+        tile_multiply(1, 5, 7);
+        tile_load(4, x + TILE_ELEMENTS, TILE_ROW_BYTES);
         work_beside(beside, table, 2 * step + 1);
-        tile_multiply(0, 4, 6);
-        tile_multiply(1, 4, 7);
+        tile_multiply(2, 4, 6);
+        tile_multiply(3, 4, 7);
         tile_load(5, x + LOW + TILE_ELEMENTS, TILE_ROW_BYTES);
         tile_multiply(2, 5, 6);
         tile_multiply(3, 5, 7);
