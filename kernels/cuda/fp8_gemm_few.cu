@@ -1,6 +1,7 @@
 /* kernels/cuda/fp8_gemm_few.cu - FP8 product of few rows: checks, the choice of tiles, tensor maps.
  */
 #include "fp8_gemm_few.h"
+#include "gemm_choose.h"
 #include "gemm_parts.h"
 #include "tensor_map.cuh"
 
@@ -166,11 +167,11 @@ bool few_plan_fits(const few_plan_t *plan, uint32_t k)
 int fp8_gemm_few(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
                  const groups_t *groups)
 {
-    uint32_t rows = groups && groups->expected_rows ? groups->expected_rows : x->rows;
-    uint32_t count = groups ? groups->count : 1;
-    uint32_t weights = (uint32_t)((uint64_t)w->rows * count / (uint32_t)q->sm_count);
+    if (x->rows == 0 || (groups && groups->count == 0)) return 0;
+    gemm_size_t size = gemm_size(x, w, groups);
+    uint32_t weights = gemm_weights(&size, (uint32_t)q->sm_count);
     for (const few_choice_t &it : choices)
-        if (rows <= it.rows && weights <= it.weights && w->cols <= it.k &&
+        if (size.rows <= it.rows && weights <= it.weights && w->cols <= it.k &&
             few_plan_fits(&it.plan, w->cols))
             return fp8_gemm_few_by(&it.plan, q, out, x, w, groups);
     return EINVAL;

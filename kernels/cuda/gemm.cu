@@ -6,10 +6,6 @@
 #include "ops_cuda.h"
 #include "queue.cuh"
 
-/* The kernel for few rows is the faster one up to 64 rows; up to 128 where a multiprocessor's share
- * of the weights (rows of w, of all groups) is small, see kernels/NOTES.md. */
-enum { FEW_ROWS = 64, FEW_ROWS_MAX = 128, FEW_WEIGHTS = 200, FEW_WEIGHTS_GROUPED = 100 };
-
 int cuda_prepare_size(const tensor_t *w, size_t *bytes)
 {
     *bytes = 0;
@@ -81,27 +77,19 @@ static const fp8_launch_t launches[] = {
 };
 /* clang-format on */
 
-/* Rows of one group as far as the host knows. */
-static uint32_t expected_rows(const tensor_t *x, const groups_t *groups)
-{
-    if (!groups) return x->rows;
-    uint32_t rows = groups->expected_rows ? groups->expected_rows : x->rows / groups->count;
-    return rows ? rows : 1;
-}
-
 int fp8_gemm_many(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
                   const groups_t *groups)
 {
-    gemm_size_t size = { expected_rows(x, groups), w->rows, x->cols, groups ? groups->count : 1 };
+    gemm_size_t size = gemm_size(x, w, groups);
     return launches[gemm_choose(&size, (uint32_t)q->sm_count)](q, out, x, w, groups);
 }
 
-static bool is_few(const queue_t *q, const tensor_t *x, const tensor_t *w, const groups_t *groups)
+static int fp8_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
+                    const groups_t *groups)
 {
-    uint32_t rows = expected_rows(x, groups), count = groups ? groups->count : 1;
-    uint64_t weights = (uint64_t)w->rows * count / (uint32_t)q->sm_count;
-    return rows <= FEW_ROWS ||
-           (rows <= FEW_ROWS_MAX && weights < (groups ? FEW_WEIGHTS_GROUPED : FEW_WEIGHTS));
+    gemm_size_t size = gemm_size(x, w, groups);
+    return gemm_is_few(&size, (uint32_t)q->sm_count) ? fp8_gemm_few(q, out, x, w, groups)
+                                                     : fp8_gemm_many(q, out, x, w, groups);
 }
 
 /* ---- the ops ---- */
@@ -111,8 +99,7 @@ int cuda_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t
     if (x->dtype == DTYPE_BF16 && w->dtype == DTYPE_BF16) return bf16_gemm(q, out, x, w);
     if (!is_fp8_product(out, x, w)) return EINVAL;
     if (x->rows == 0) return 0;
-    return is_few(q, x, w, nullptr) ? fp8_gemm_few(q, out, x, w, nullptr)
-                                    : fp8_gemm_many(q, out, x, w, nullptr);
+    return fp8_gemm(q, out, x, w, nullptr);
 }
 
 int cuda_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
@@ -121,6 +108,5 @@ int cuda_grouped_gemm(queue_t *q, const tensor_t *out, const tensor_t *x, const 
     if (groups->count == 0 || x->rows == 0) return 0;
     if (!is_fp8_product(out, x, w) || !is_one_array(w, groups->count)) return EINVAL;
     if (groups->count > GEMM_GROUPS_MAX || !groups->first) return EINVAL;
-    return is_few(q, x, w, groups) ? fp8_gemm_few(q, out, x, w, groups)
-                                   : fp8_gemm_many(q, out, x, w, groups);
+    return fp8_gemm(q, out, x, w, groups);
 }

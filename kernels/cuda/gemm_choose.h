@@ -1,16 +1,43 @@
-/* kernels/cuda/gemm_choose.h - which tile shape of fp8_gemm.def a product takes: the one that needs
- * the least time when its tiles are dealt out to all multiprocessors.  Plain C, tested on the
- * CPU. */
+/* kernels/cuda/gemm_choose.h - which kernel an FP8 product takes: that for few rows, or which tile
+ * shape of fp8_gemm.def: the one that needs the least time when its tiles are dealt out to all
+ * multiprocessors.  Plain C, tested on the CPU. */
 #ifndef KERNELS_CUDA_GEMM_CHOOSE_H
 #define KERNELS_CUDA_GEMM_CHOOSE_H
 
+#include "../ops.h"
 #include "gemm_tiles.h"
 
-#include <stddef.h>
-
 typedef struct {
-    uint32_t rows, cols, k, groups; /* rows of each group */
+    uint32_t rows, cols, k, groups; /* rows of each group, as far as the host knows */
 } gemm_size_t;
+
+/* groups: NULL for a product of one weight. */
+static inline gemm_size_t gemm_size(const tensor_t *x, const tensor_t *w, const groups_t *groups)
+{
+    gemm_size_t size = { x->rows, w->rows, w->cols, 1 };
+    if (!groups) return size;
+    size.groups = groups->count;
+    size.rows = groups->expected_rows ? groups->expected_rows : x->rows / groups->count;
+    if (size.rows == 0) size.rows = 1;
+    return size;
+}
+
+/* A multiprocessor's share of the weights: rows of w, of all groups. */
+static inline uint32_t gemm_weights(const gemm_size_t *size, uint32_t sm_count)
+{
+    return (uint32_t)((uint64_t)size->cols * size->groups / sm_count);
+}
+
+/* The kernel for few rows is the faster one up to 64 rows; up to 128 where a multiprocessor's share
+ * of the weights is small, see kernels/NOTES.md. */
+enum { FEW_ROWS = 64, FEW_ROWS_MAX = 128, FEW_WEIGHTS = 200, FEW_WEIGHTS_GROUPED = 100 };
+
+static inline int gemm_is_few(const gemm_size_t *size, uint32_t sm_count)
+{
+    uint32_t most = size->groups > 1 ? FEW_WEIGHTS_GROUPED : FEW_WEIGHTS;
+    return size->rows <= FEW_ROWS ||
+           (size->rows <= FEW_ROWS_MAX && gemm_weights(size, sm_count) < most);
+}
 
 typedef struct {
     uint32_t rows, cols, cluster_rows, cluster_cols, block_ns, tile_ns;

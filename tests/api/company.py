@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TROUPE = pathlib.Path(os.environ.get("TROUPE", ROOT / "build" / "troupe"))
+TROUPE = pathlib.Path(os.environ.get("TROUPE", ROOT / "build" / "troupe")).resolve()
 TINY = ROOT / "models" / "tiny"
 
 

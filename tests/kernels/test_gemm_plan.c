@@ -100,6 +100,42 @@ static void test_gemm_choose_knows_groups_of_a_tile(void **state)
     assert_int_equal(chosen(128, 32768, 512, 1).cols, 128);
 }
 
+static int is_few(uint32_t rows, uint32_t cols, uint32_t groups)
+{
+    gemm_size_t size = { rows, cols, 7168, groups };
+    return gemm_is_few(&size, SM_COUNT);
+}
+
+/* Where the kernel for few rows was the faster one, see kernels/NOTES.md. */
+static void test_gemm_choose_knows_few_rows(void **state)
+{
+    assert_true(is_few(1, 32768, 1));
+    assert_true(is_few(64, 7168, 9));
+    assert_true(is_few(65, 7168, 1));
+    assert_true(is_few(128, 24576, 1));
+    assert_false(is_few(128, 32768, 1));
+    assert_true(is_few(128, 4096, 2));
+    assert_false(is_few(128, 7168, 2));
+    assert_false(is_few(129, 2112, 1));
+}
+
+/* Groups whose rows nobody told have as many as there are on average, and never none. */
+static void test_gemm_choose_sizes_groups(void **state)
+{
+    tensor_t x = { .rows = 1024, .cols = 512 }, w = { .rows = 4096, .cols = 512 };
+    groups_t groups = { .count = 8 };
+    gemm_size_t size = gemm_size(&x, &w, &groups);
+    assert_int_equal(size.rows, 128);
+    assert_int_equal(size.cols, 4096);
+    assert_int_equal(size.k, 512);
+    assert_int_equal(size.groups, 8);
+    groups.expected_rows = 7;
+    assert_int_equal(gemm_size(&x, &w, &groups).rows, 7);
+    groups = (groups_t){ .count = 2048 };
+    assert_int_equal(gemm_size(&x, &w, &groups).rows, 1);
+    assert_int_equal(gemm_size(&x, &w, NULL).rows, 1024);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -109,6 +145,8 @@ int main(void)
         cmocka_unit_test(test_gemm_choose_takes_the_cheapest),
         cmocka_unit_test(test_gemm_choose_knows_large_and_small),
         cmocka_unit_test(test_gemm_choose_knows_groups_of_a_tile),
+        cmocka_unit_test(test_gemm_choose_knows_few_rows),
+        cmocka_unit_test(test_gemm_choose_sizes_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
