@@ -133,10 +133,12 @@ typedef struct {
     /* clang-format on */
 } ops_t;
 
+enum { QUEUE_THREAD_BYTES = 1 << 20 };
+
 /* Scratch of at most this many bytes and this many threads; NULL when there is not enough memory.
- * The fast tables need 4 MiB and 1 MiB per thread whatever the batch; the judge copies a sequence's
- * keys as F32 (64 MiB holds 16,000 tokens of 4 heads).  An op that finds too little scratch returns
- * ENOMEM. */
+ * The fast tables need 4 MiB, and QUEUE_THREAD_BYTES for each thread, whatever the batch; the judge
+ * copies a sequence's keys as F32 (64 MiB holds 16,000 tokens of 4 heads).  An op that finds too
+ * little scratch returns ENOMEM. */
 queue_t *queue_new_cpu(size_t scratch_bytes, uint32_t threads);
 void queue_destroy(queue_t **self);
 

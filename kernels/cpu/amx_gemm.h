@@ -21,8 +21,10 @@
 #include <errno.h>
 
 enum {
-    ROWS_MAX = 512, /* per pass over the weights */
-    GROUP_PANELS = 4,
+    ROWS_MAX = 512,       /* per pass over the weights */
+    GROUP_PANELS = 6,     /* more: fewer reads of x from L3, but sums leave L2 */
+    GROUP_PANELS_FEW = 4, /* up to FEW_ROWS, where x stays in L2 */
+    FEW_ROWS = 128,
     FAR_BYTES = 2 << 20, /* of results that no cache would keep until they are read */
     BLOCK_ELEMENTS = FP8_BLOCK * PANEL, /* of one panel, decoded */
     SUMS_FLOATS = ROWS_MAX * PANEL,
@@ -93,6 +95,7 @@ typedef struct {
     char *scratch;  /* THREAD_BYTES per thread */
     fp8_table_t table;
 } gemm_t;
+_Static_assert((int)THREAD_BYTES <= (int)QUEUE_THREAD_BYTES, "what queues are made for");
 
 INLINE uint32_t block_depth(const gemm_t *gemm, uint32_t k)
 {
@@ -112,7 +115,7 @@ typedef struct {
     float *sums;                 /* [panel of the group][row][PANEL] */
     float *zeros;
     uint16_t *decoded[2]; /* weights of this stage and of the next one */
-    float *products[2];   /* of this call and of the one before */
+    float *products[2];   /* of this call and of the one before, in turn */
     stage_t stage, next, second;
     addition_t addition; /* of the call before; no rows: none */
     uint32_t turn, call_turn;
@@ -283,11 +286,13 @@ static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t l
 {
     const gemm_t *gemm = context;
     worker_t self = { .gemm = gemm, .last = last };
-    self.group_panels = gemm->rows <= TILE_ROWS ? 1 : GROUP_PANELS;
+    int are_few = gemm->rows <= FEW_ROWS;
+    self.group_panels = gemm->rows <= TILE_ROWS ? 1 : are_few ? GROUP_PANELS_FEW : GROUP_PANELS;
     self.sums = (float *)(void *)(gemm->scratch + (size_t)thread * THREAD_BYTES);
     self.products[0] = self.sums + GROUP_PANELS * SUMS_FLOATS;
-    self.products[1] = self.products[0] + PRODUCTS;
-    self.zeros = self.products[1] + PRODUCTS;
+    /* In one place products are added in time as well; decoding for few rows wants that of L1. */
+    self.products[1] = self.products[0] + (are_few ? 0 : PRODUCTS);
+    self.zeros = self.products[0] + 2 * PRODUCTS;
     memset(self.zeros, 0, PANEL * sizeof *self.zeros);
     self.decoded[0] = (uint16_t *)(void *)(self.zeros + PANEL);
     self.decoded[1] = self.decoded[0] + GROUP_PANELS * BLOCK_ELEMENTS;

@@ -20,6 +20,7 @@ enum {
     THREAD_BYTES = GROUP_PANELS * SUMS_FLOATS * 4 + BLOCK_ELEMENTS * 2,
     LINE_BYTES = 64
 };
+_Static_assert((int)THREAD_BYTES <= (int)QUEUE_THREAD_BYTES, "what queues are made for");
 
 INLINE size_t packed_element_bytes(const tensor_t *w)
 {

@@ -69,7 +69,12 @@ typedef struct {
                       place */
 } gemm_t;
 
-enum { BLOCK_FLOATS = K_BLOCK * PANEL, SUMS_FLOATS = GEMM_ROWS_MAX * PANEL };
+enum {
+    BLOCK_FLOATS = K_BLOCK * PANEL,
+    SUMS_FLOATS = GEMM_ROWS_MAX * PANEL,
+    THREAD_BYTES = (BLOCK_FLOATS + SUMS_FLOATS) * 4
+};
+_Static_assert((int)THREAD_BYTES <= (int)QUEUE_THREAD_BYTES, "what queues are made for");
 
 INLINE void expand_vectors(const tensor_t *w, size_t at, vector_t scale, float *out)
 {
@@ -149,7 +154,7 @@ static void multiply_panels(const gemm_t *gemm, uint32_t panel, uint32_t panels,
 static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t last)
 {
     const gemm_t *gemm = context;
-    float *block = (float *)(void *)gemm->scratch + (size_t)thread * (BLOCK_FLOATS + SUMS_FLOATS);
+    float *block = (float *)(void *)(gemm->scratch + (size_t)thread * THREAD_BYTES);
     uint32_t panel = first;
     if (gemm->rows <= WIDE_ROWS)
         for (; panel + WIDE_PANELS <= last; panel += WIDE_PANELS)
@@ -172,8 +177,7 @@ int NAME(gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_
         return EINVAL;
     queue_reset(q);
     gemm_t gemm = { .out = out, .w = w };
-    gemm.scratch =
-        queue_take(q, (size_t)queue_threads(q) * (BLOCK_FLOATS + SUMS_FLOATS) * sizeof(float));
+    gemm.scratch = queue_take(q, (size_t)queue_threads(q) * THREAD_BYTES);
     size_t step = x->rows < GEMM_ROWS_MAX ? x->rows : GEMM_ROWS_MAX, stride = row_stride(x->cols);
     float *rows = NULL;
     if (x->dtype != DTYPE_F32 || x->rows > WIDE_ROWS) {

@@ -209,8 +209,10 @@ static err_t open_graph(engine_t *self, const ops_t *ops, error_text_t *why)
     const engine_limits_t *limits = &self->options.limits;
     uint32_t context = self->model->config.context;
     self->context_max = limits->context_max < context ? limits->context_max : context;
-    size_t scratch = graph_queue_bytes(&self->model->config, limits->rows_max, self->context_max);
-    self->queue = queue_new_cpu(scratch, (uint32_t)self->options.config->engine.threads);
+    uint32_t threads = (uint32_t)self->options.config->engine.threads;
+    size_t scratch =
+        graph_queue_bytes(&self->model->config, limits->rows_max, self->context_max, threads);
+    self->queue = queue_new_cpu(scratch, threads);
     if (!self->queue || !make_slots(self) || !make_passes(self)) {
         snprintf(why->text, sizeof why->text, "no memory for %u sequences of %u tokens",
                  limits->slots, limits->context_max);

@@ -49,7 +49,8 @@ static bool make_memory(solo_t *self, uint32_t threads)
     self->blocks = calloc(blocks, sizeof *self->blocks);
     self->tokens = calloc(self->context_max, sizeof *self->tokens);
     self->logits = calloc(config->vocab, sizeof *self->logits);
-    self->queue = queue_new_cpu(graph_queue_bytes(config, CHUNK_ROWS, self->context_max), threads);
+    size_t scratch = graph_queue_bytes(config, CHUNK_ROWS, self->context_max, threads);
+    self->queue = queue_new_cpu(scratch, threads);
     for (uint32_t i = 0; self->blocks && i < blocks; i++) self->blocks[i] = i;
     return self->cache && self->blocks && self->tokens && self->logits && self->queue;
 }

@@ -119,12 +119,14 @@ static size_t carve_all(graph_t *self, void *arena)
 }
 
 /* The judge's attention holds all keys as F32 beside its rows; products hold a few rows. */
-size_t graph_queue_bytes(const model_config_t *c, uint32_t rows_max, uint32_t context_max)
+size_t graph_queue_bytes(const model_config_t *c, uint32_t rows_max, uint32_t context_max,
+                         uint32_t threads)
 {
     size_t key = (size_t)c->heads * (c->nope + c->value) + c->kv_lora + 2 * (size_t)c->rope + 16;
     size_t row = (size_t)c->heads * (c->kv_lora + c->rope + c->nope + c->value) +
                  4 * (size_t)c->hidden + 2 * (size_t)c->dense_intermediate + c->vocab;
-    return context_max * key * sizeof(float) + (rows_max + (size_t)64) * row * sizeof(float);
+    return context_max * key * sizeof(float) + (rows_max + (size_t)64) * row * sizeof(float) +
+           (size_t)threads * QUEUE_THREAD_BYTES;
 }
 
 /* ---- a graph ---- */

@@ -21,7 +21,8 @@ typedef struct {
 } graph_options_t;
 
 /* Scratch that the queue of a graph needs (queue_new_cpu). */
-size_t graph_queue_bytes(const model_config_t *config, uint32_t rows_max, uint32_t context_max);
+size_t graph_queue_bytes(const model_config_t *config, uint32_t rows_max, uint32_t context_max,
+                         uint32_t threads);
 
 typedef struct graph graph_t;
 graph_t *graph_new(const graph_options_t *options, error_text_t *why);

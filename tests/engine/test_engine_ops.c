@@ -231,6 +231,17 @@ static void test_engine_ops_mixed_steps_give_the_references_tokens(void **state)
 
 /* If this failed, an unsound step would read blocks that a sequence does not have, or change what
  * it knows. */
+/* Every thread has scratch of its own, however small the model's is. */
+static void test_engine_ops_many_threads_give_the_references_tokens(void **state)
+{
+    engine_t engine;
+    config_t config = make_config(1, "auto", 0);
+    config.engine.threads = 128;
+    open_engine(&engine, &config, 0);
+    run_batch(&engine, (batch_t){ 0, 2, 7 });
+    close_engine(&engine);
+}
+
 static void test_engine_ops_unsound_rows_are_refused_whole(void **state)
 {
     engine_t engine;
@@ -436,6 +447,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_ops_mixed_steps_give_the_references_tokens),
+        cmocka_unit_test(test_engine_ops_many_threads_give_the_references_tokens),
         cmocka_unit_test(test_engine_ops_unsound_rows_are_refused_whole),
         cmocka_unit_test(test_engine_ops_unknown_token_fails_its_own_steps_only),
         cmocka_unit_test(test_engine_ops_sequence_past_the_models_context_fails_its_own_steps_only),

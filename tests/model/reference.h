@@ -155,7 +155,7 @@ static inline bench_t bench_open(const bench_options_t *options)
     uint32_t context = self.model->config.context,
              blocks = sizeof self.blocks / sizeof *self.blocks;
     self.queue =
-        queue_new_cpu(graph_queue_bytes(&self.model->config, options->rows_max, context), 1);
+        queue_new_cpu(graph_queue_bytes(&self.model->config, options->rows_max, context, 1), 1);
     self.cache = malloc(blocks * model_block_bytes(&self.model->config) * 2);
     self.logits = malloc((size_t)options->rows_max * self.model->config.vocab * sizeof(float));
     assert_true(self.queue && self.cache && self.logits);
