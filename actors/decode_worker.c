@@ -19,6 +19,7 @@
 
 #include <string.h>
 
+#include "../runtime/base/config.h"
 #include "decode_worker_slot.h"
 
 enum { HELD_PER_LEASE = 4 };
@@ -51,7 +52,7 @@ static err_t init(void *state, actor_t *world)
     decode_worker_t *self = state;
     const config_t *config = actor_config(world);
     uint32_t blocks = (uint32_t)config->decode.kv_blocks;
-    self->context_max = worker_context_max(config, blocks);
+    self->context_max = config_context_max(config);
     self->batch_max = (uint32_t)config->decode.batch_max;
     self->slot_max = self->batch_max + self->batch_max / 4 +
                      4; /* those not yet assigned and the closing need some too */

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../runtime/base/config.h"
 #include "../runtime/process.h"
 #include "ingress_parts.h"
 
@@ -607,6 +608,18 @@ static void name_model(ingress_t *self)
              (unsigned long long)(self->model_hash & 0xffffffffffu));
 }
 
+/* No text is let in that the workers' pools could not hold: nobody would ever take it. */
+static void limit_context(ingress_t *self, actor_t *world)
+{
+    self->context_max = config_context_max(self->config);
+    if (self->model.context <= self->context_max)
+        self->context_max = self->model.context;
+    else if (self->config->limits.context_max == 0)
+        actor_log(world, LOG_WARN, "INGRESS-CONTEXT",
+                  "the model allows %u tokens, prefill.kv_blocks and decode.kv_blocks hold %u",
+                  self->model.context, self->context_max);
+}
+
 static err_t load_model(ingress_t *self, actor_t *world)
 {
     const char *path = self->config->model.path;
@@ -620,9 +633,7 @@ static err_t load_model(ingress_t *self, actor_t *world)
         return ERR_MODEL;
     }
     self->model_hash = model_key(&self->model);
-    uint32_t allowed = (uint32_t)self->config->limits.context_max;
-    self->context_max = self->model.context < CONTEXT_MAX ? self->model.context : CONTEXT_MAX;
-    if (allowed > 0 && allowed < self->context_max) self->context_max = allowed;
+    limit_context(self, world);
     name_model(self);
     return ERR_OK;
 }

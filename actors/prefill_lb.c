@@ -18,6 +18,7 @@
 
 #include <string.h>
 
+#include "../runtime/base/config.h"
 #include "../runtime/kv/book.h"
 #include "../runtime/kv/lease.h"
 #include "../runtime/kv/prefix.h"
@@ -90,8 +91,7 @@ static void init_prefix(prefill_lb_t *self, actor_t *world, const config_t *conf
  */
 static void init_ring(prefill_lb_t *self, actor_t *world, const config_t *config)
 {
-    size_t context =
-        config->limits.context_max > 0 ? (size_t)config->limits.context_max : CONTEXT_MAX;
+    size_t context = config_context_max(config);
     size_t record = sizeof(msg_submit_t) + context * 4 + context / BLOCK_TOKENS * KEY_BYTES + 64;
     size_t size = record * (self->queue_max < 2 ? 2 : self->queue_max);
     if (size > ring_bytes_max) size = ring_bytes_max;

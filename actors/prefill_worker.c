@@ -24,6 +24,7 @@
 
 #include <string.h>
 
+#include "../runtime/base/config.h"
 #include "prefill_worker_slot.h"
 
 enum { OFFERS_PER_SLOT = 2, HELD_PER_LEASE = 4 };
@@ -59,7 +60,7 @@ static err_t init(void *state, actor_t *world)
     prefill_worker_t *self = state;
     const config_t *config = actor_config(world);
     uint32_t blocks = (uint32_t)config->prefill.kv_blocks;
-    self->context_max = worker_context_max(config, blocks);
+    self->context_max = config_context_max(config);
     self->requests_max = (uint32_t)config->prefill.requests_max;
     self->slot_max =
         self->requests_max + self->requests_max / 8 + 2; /* the closing ones need some too */

@@ -10,14 +10,6 @@ enum { STEP_RETRIES_MAX = 8 };
 
 static const address_t kv_store = { ROLE_kv_store, 0 };
 
-uint32_t worker_context_max(const config_t *config, uint32_t blocks)
-{
-    uint64_t context = (uint64_t)blocks * BLOCK_TOKENS; /* a longer text has no room here */
-    uint64_t allowed =
-        config->limits.context_max > 0 ? (uint64_t)config->limits.context_max : CONTEXT_MAX;
-    return (uint32_t)(context < allowed ? context : allowed);
-}
-
 bool worker_is_end(const actor_t *world, const worker_ends_t *ends, uint32_t token)
 {
     const uint32_t *end_ids;

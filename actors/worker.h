@@ -8,9 +8,6 @@
 #include "../runtime/kv/offer.h"
 #include "../runtime/pool.h"
 
-/* The longest text that this many blocks and the configuration allow; tokens. */
-uint32_t worker_context_max(const config_t *config, uint32_t blocks);
-
 /* Does this token end the text?  The model's own end tokens do unless they are ignored, those of
  * the request always. */
 typedef struct {

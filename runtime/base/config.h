@@ -89,6 +89,9 @@ MUST_CHECK err_t config_set(config_loaded_t *self, const char *assignment);
 /* What no single key can tell: combinations that cannot work. */
 MUST_CHECK err_t config_check(config_loaded_t *self);
 
+/* The longest text that the workers' pools hold and limits.context_max allows; tokens. */
+uint32_t config_context_max(const config_t *config);
+
 /* Every key with value, origin and meaning, as a YAML file that config_read_file reads back to the
  * same values.  Returns the bytes needed; writes at most cap, NUL-terminated. */
 size_t config_show(const config_loaded_t *self, char *buf, size_t cap);

@@ -66,6 +66,16 @@ static err_t check_pool(config_loaded_t *self, config_index_t key, int64_t block
                          need);
 }
 
+uint32_t config_context_max(const config_t *config)
+{
+    int64_t blocks = config->prefill.kv_blocks < config->decode.kv_blocks
+                         ? config->prefill.kv_blocks
+                         : config->decode.kv_blocks;
+    int64_t context = blocks * BLOCK_TOKENS, allowed = config->limits.context_max;
+    if (allowed == 0) allowed = CONTEXT_MAX;
+    return (uint32_t)(context < allowed ? context : allowed);
+}
+
 static err_t check_limits(config_loaded_t *self)
 {
     const config_t *config = &self->config;

@@ -268,6 +268,20 @@ def test_balancer_that_is_killed_is_not_seen_by_clients():
         wait_until(lambda: running.get("/ready")[0] == 200, 20, "ready again")
 
 
+def test_text_longer_than_a_pool_is_refused_and_the_longest_one_served():
+    """Else it would wait for blocks that no worker has, until its deadline."""
+    for prefill, decode in ((2, 3), (3, 2)):
+        with company({"prefill": {"kv_blocks": prefill}, "decode": {"kv_blocks": decode}}) as running:
+            for prompt, tokens, wanted in ((127, 1, 200), (100, 28, 200), (100, 29, 400), (128, 1, 400)):
+                body = {"prompt": [5 + i % 50 for i in range(prompt)], "max_tokens": tokens, "ignore_eos": True}
+                status, answer = running.post("/v1/completions", body, timeout=20)
+                assert status == wanted, answer
+                if status == 200:
+                    assert answer["usage"]["completion_tokens"] == tokens
+                else:
+                    assert answer["error"]["code"] == "context_length_exceeded" and "128 tokens" in answer["error"]["message"]
+
+
 def test_largest_bodies_leave_ingress_small(tiny):
     def resident_megabytes():
         for pid in tiny.children():

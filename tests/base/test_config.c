@@ -5,6 +5,7 @@
 
 #include <cmocka.h>
 
+#include "proto/messages.h"
 #include "runtime/base/config.h"
 
 #include <stdio.h>
@@ -172,6 +173,23 @@ static void test_config_impossible_combinations_are_refused(void **state)
     assert_impossible("model:\n  path: ''\n", "model.path is empty");
 }
 
+/* If it failed, a text would be let in that no worker's pool can hold. */
+static void test_config_context_is_what_the_smaller_pool_holds(void **state)
+{
+    config_init(&loaded);
+    config_t *config = &loaded.config;
+    config->prefill.kv_blocks = 3;
+    config->decode.kv_blocks = 2;
+    assert_int_equal(config_context_max(config), 128);
+    config->decode.kv_blocks = 16777216;
+    assert_int_equal(config_context_max(config), 192);
+    config->limits.context_max = 100;
+    assert_int_equal(config_context_max(config), 100);
+    config->limits.context_max = 0;
+    config->prefill.kv_blocks = 16777216;
+    assert_int_equal(config_context_max(config), CONTEXT_MAX);
+}
+
 /* If it failed, --set would not do what it says. */
 static void test_config_options_win_over_the_file(void **state)
 {
@@ -266,6 +284,7 @@ int main(void)
         cmocka_unit_test(test_config_duplicates_are_refused),
         cmocka_unit_test(test_config_other_yaml_is_refused),
         cmocka_unit_test(test_config_impossible_combinations_are_refused),
+        cmocka_unit_test(test_config_context_is_what_the_smaller_pool_holds),
         cmocka_unit_test(test_config_options_win_over_the_file),
         cmocka_unit_test(test_config_wrong_options_are_refused),
         cmocka_unit_test(test_config_shown_values_read_back_the_same),
