@@ -23,7 +23,8 @@ __device__ __forceinline__ void mla_begin_sums(mla_math_t &self, float (&o)[128]
     }
 }
 
-/* The sum of a row over its four lanes and both warpgroups. */
+/* The sum of a row over its four lanes and both warpgroups.  A lane takes the other warpgroup's
+ * half only: nothing orders what lanes of its own warp write. */
 __device__ __forceinline__ void mla_sum_rows(mla_math_t &self, uint32_t half)
 {
     float(*sum)[64] = self.shared->sum[self.sums & 1];
