@@ -21,9 +21,9 @@
 #include <errno.h>
 
 enum {
-    ROWS_MAX = 512,       /* per pass over the weights */
-    GROUP_PANELS = 6,     /* more: fewer reads of x from L3, but sums leave L2 */
-    GROUP_PANELS_FEW = 4, /* up to FEW_ROWS, where x stays in L2 */
+    ROWS_MAX = 256,       /* per pass over the weights: more would push x out of L2 */
+    GROUP_PANELS = 8,     /* more: x is read less often, but sums leave L2 */
+    GROUP_PANELS_FEW = 4, /* up to FEW_ROWS, where x stays in L2 anyway */
     FEW_ROWS = 128,
     FAR_BYTES = 2 << 20, /* of results that no cache would keep until they are read */
     BLOCK_ELEMENTS = FP8_BLOCK * PANEL, /* of one panel, decoded */
