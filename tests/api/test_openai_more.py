@@ -272,6 +272,8 @@ def test_text_longer_than_a_pool_is_refused_and_the_longest_one_served():
     """Else it would wait for blocks that no worker has, until its deadline."""
     for prefill, decode in ((2, 3), (3, 2)):
         with company({"prefill": {"kv_blocks": prefill}, "decode": {"kv_blocks": decode}}) as running:
+            assert "INGRESS-CONTEXT" in running.log.read_text()
+            assert running.get("/v1/models")[1].count('"max_model_len":128') == 1
             for prompt, tokens, wanted in ((127, 1, 200), (100, 28, 200), (100, 29, 400), (128, 1, 400)):
                 body = {"prompt": [5 + i % 50 for i in range(prompt)], "max_tokens": tokens, "ignore_eos": True}
                 status, answer = running.post("/v1/completions", body, timeout=20)

@@ -211,6 +211,33 @@ static inline void check_gemm(check_t *self, const gemm_shape_t *shape)
     free_tensor(&alone);
 }
 
+/* Large enough for several passes over the rows and groups of columns, and for results that leave
+ * past the caches: lines of 64 bytes, without gaps.  Bits are those of rows alone. */
+static inline void check_large_gemm(check_t *self, dtype_t dtype)
+{
+    enum { ROWS = 490, COLS = 1088, DEPTH = 160 };
+    tensor_t x = random_tensor(self, DTYPE_F32, ROWS, DEPTH, 0);
+    tensor_t w = random_tensor(self, dtype, COLS, DEPTH, 1);
+    tensor_t out = { .dtype = DTYPE_F32, .rows = ROWS, .cols = COLS, .stride = COLS },
+             alone = new_tensor(DTYPE_F32, 1, COLS, 0);
+    size_t bytes = sizeof(float) * ROWS * COLS;
+    out.data = aligned_alloc(64, bytes);
+    memset(out.data, 0xff, bytes);
+    prepare_weights(self, &w);
+    poison_scratch(self);
+    expect(self, self->ops->gemm(self->q, &out, &x, &w) == 0, "a large gemm", 1, 0);
+    for (uint32_t m = 0; m < ROWS; m += 1 + m / 3) {
+        tensor_t row = rows_between(&x, m, m + 1), in_batch = rows_between(&out, m, m + 1);
+        expect(self, self->ops->gemm(self->q, &alone, &row, &w) == 0, "a row of it", 1, 0);
+        expect(self, is_same_rows(&alone, &in_batch),
+               "a row alone differs from that of a large gemm", m, 0);
+    }
+    free_tensor(&x);
+    free_tensor(&w);
+    free_tensor(&out);
+    free_tensor(&alone);
+}
+
 static inline void check_gemms(check_t *self)
 {
     static const uint32_t sizes[][3] = { { 1, 3, 130 },    { 1, 1, 1 },      { 2, 256, 256 },
@@ -225,6 +252,7 @@ static inline void check_gemms(check_t *self)
     check_gemm(self, &(gemm_shape_t){ 5, 70, 200, DTYPE_BF16, DTYPE_F8E4M3, DTYPE_F32 });
     check_gemm(self, &(gemm_shape_t){ 35, 70, 200, DTYPE_F8E4M3, DTYPE_F8E4M3, DTYPE_BF16 });
     check_gemm(self, &(gemm_shape_t){ 35, 64, 256, DTYPE_F32, DTYPE_BF16, DTYPE_BF16 });
+    for (size_t w = 0; w < 3; w++) check_large_gemm(self, dtypes[w]);
 }
 
 /* Groups: empty ones, one row, all rows in one; each must equal the plain product to the bit. */

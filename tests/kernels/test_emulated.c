@@ -14,10 +14,6 @@
 
 static void check_emulated(const ops_t *ops)
 {
-    if (!avx512_is_supported() || !__builtin_cpu_supports("avx512vbmi")) {
-        print_message("this machine has no AVX-512 with VBMI: %s cannot be emulated\n", ops->name);
-        skip();
-    }
     check_t one = check_table(ops, 1), three = check_table(ops, 3);
     assert_int_equal(one.failures, 0);
     assert_int_equal(three.failures, 0);
@@ -39,6 +35,10 @@ static void test_emulated_avx512_bf16_agrees_with_sums_in_double(void **state)
 
 int main(void)
 {
+    if (!avx512_is_supported() || !__builtin_cpu_supports("avx512vbmi")) {
+        puts("this machine has no AVX-512 with VBMI: amx and avx512_bf16 cannot be emulated");
+        return 77; /* CTest can tell it from success */
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_emulated_amx_agrees_with_sums_in_double),
         cmocka_unit_test(test_emulated_avx512_bf16_agrees_with_sums_in_double),
