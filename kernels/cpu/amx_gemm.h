@@ -336,7 +336,6 @@ INLINE void split_step(const gemm_t *gemm, uint32_t row, uint32_t k, uint16_t *t
 static void split_part(void *context, uint32_t thread, uint32_t first, uint32_t last)
 {
     const gemm_t *gemm = context;
-    (void)thread;
     uint32_t row_blocks = round_up(gemm->rows, BLOCK_ROWS) / BLOCK_ROWS;
     for (uint32_t i = first; i < last; i++) {
         uint32_t block = i / row_blocks * gemm->block, depth = block_depth(gemm, block),

@@ -20,7 +20,7 @@ enum {
     PANEL = 64,
     HALF_PANEL = PANEL / 2,
     K_STEP = 32,
-    FP8_BLOCK = 128,
+    FP8_BLOCK = BLOCK_COLS,
     BF16_BLOCK = 256,
     BLOCK_ROWS = 2 * TILE_ROWS,
     TILE_ELEMENTS = TILE_ROWS * K_STEP,

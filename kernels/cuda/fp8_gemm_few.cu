@@ -167,7 +167,6 @@ bool few_plan_fits(const few_plan_t *plan, uint32_t k)
 int fp8_gemm_few(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_t *w,
                  const groups_t *groups)
 {
-    if (x->rows == 0 || (groups && groups->count == 0)) return 0;
     gemm_size_t size = gemm_size(x, w, groups);
     uint32_t weights = gemm_weights(&size, (uint32_t)q->sm_count);
     for (const few_choice_t &it : choices)

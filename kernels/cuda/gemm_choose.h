@@ -17,7 +17,8 @@ static inline gemm_size_t gemm_size(const tensor_t *x, const tensor_t *w, const 
     gemm_size_t size = { x->rows, w->rows, w->cols, 1 };
     if (!groups) return size;
     size.groups = groups->count;
-    size.rows = groups->expected_rows ? groups->expected_rows : x->rows / groups->count;
+    size.rows = groups->expected_rows;
+    if (size.rows == 0 && groups->count > 0) size.rows = x->rows / groups->count;
     if (size.rows == 0) size.rows = 1;
     return size;
 }
