@@ -49,6 +49,12 @@ bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id)
     return false;
 }
 
+static void set_wake(ingress_t *self, actor_t *world)
+{
+    bool is_printing = self->in_print != NONE;
+    actor_wake_at(world, is_printing ? actor_now_us(world) : alarms_next_us(&self->alarms));
+}
+
 /* The next moment at which something must happen even if nobody speaks. */
 void request_arm(ingress_t *self, actor_t *world, request_t *request)
 {
@@ -60,7 +66,7 @@ void request_arm(ingress_t *self, actor_t *world, request_t *request)
     if (at_us == 0) at_us = actor_now_us(world) + RETRY_FIRST_US;
     alarms_set(&self->alarms, request_index(self, request),
                at_us < call->deadline_us ? at_us : call->deadline_us);
-    actor_wake_at(world, alarms_next_us(&self->alarms));
+    set_wake(self, world);
 }
 
 /* Both balancers pass it on to whoever holds the request; the sender of its tokens hears it at
@@ -104,14 +110,33 @@ static void close_request(ingress_t *self, actor_t *world, request_t *request, o
     count_end(self, world, request, outcome);
 }
 
+/* Everybody who waits for a sign of life would wait for the whole answer. */
+static void print_later(ingress_t *self, actor_t *world, call_t *call)
+{
+    uint32_t *link = &self->in_print;
+    while (*link != NONE) link = &self->calls[*link].next;
+    *link = call_index(self, call);
+    call->next = NONE;
+    set_wake(self, world);
+}
+
+static void print_next(ingress_t *self, actor_t *world)
+{
+    if (self->in_print == NONE) return;
+    call_t *call = &self->calls[self->in_print];
+    if (answer_call_end(self, world, call)) call_free(self, call);
+}
+
 void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome)
 {
     call_t *call = &self->calls[request->call];
     close_request(self, world, request, outcome);
     answer_request_end(self, world, request);
     if (call->open_count > 0) return;
-    answer_call_end(self, world, call);
-    call_free(self, call);
+    if (answer_call_end(self, world, call))
+        call_free(self, call);
+    else
+        print_later(self, world, call);
 }
 
 static void close_all(ingress_t *self, actor_t *world, call_t *call, outcome_t outcome)
@@ -257,17 +282,6 @@ static void fill_record(const msg_tokens_t *tokens, uint32_t at, token_record_t 
            top * sizeof *record->top_logprobs);
 }
 
-static bool keep_record(ingress_t *self, chain_t *chain, const token_record_t *record)
-{
-    chain_pool_t *pool = &self->pool;
-    uint32_t top = record->top_count;
-    return chain_append(pool, chain, &record->id, sizeof record->id) &&
-           chain_append(pool, chain, &top, sizeof top) &&
-           chain_append(pool, chain, &record->logprob, sizeof record->logprob) &&
-           chain_append(pool, chain, record->top_ids, top * (uint32_t)sizeof(uint32_t)) &&
-           chain_append(pool, chain, record->top_logprobs, top * (uint32_t)sizeof(float));
-}
-
 static bool note_logprob(ingress_t *self, request_t *request, const msg_tokens_t *tokens,
                          uint32_t at)
 {
@@ -281,7 +295,7 @@ static bool note_logprob(ingress_t *self, request_t *request, const msg_tokens_t
         self->batch_count++;
         return true;
     }
-    return keep_record(self, &request->records, record);
+    return record_keep(self, &request->records, record);
 }
 
 static void observe_token(ingress_t *self, actor_t *world, request_t *request)
@@ -359,11 +373,6 @@ static void on_prompt_logprobs(void *state, actor_t *world, const msg_t *m)
     if (request == NULL || !self->calls[request->call].sampling.prompt_logprobs) return;
     const msg_prompt_logprobs_t *body = &m->prompt_logprobs;
     uint32_t count = request_gather(self, request), top = body->top_count;
-    if (request->prompt_records == 0) {
-        token_record_t first = { .id = self->ids[0], .logprob = NAN };
-        if (!keep_record(self, &request->prompt_chain, &first)) return;
-        request->prompt_records = 1;
-    }
     for (uint32_t i = 0; i < body->logprobs_count; i++) {
         uint32_t position = body->first_index + i;
         if (position != request->prompt_records || position >= request->prompt_count ||
@@ -378,7 +387,7 @@ static void on_prompt_logprobs(void *state, actor_t *world, const msg_t *m)
         if (has_top)
             memcpy(record.top_logprobs, body->top_logprobs + i * top,
                    top * sizeof *record.top_logprobs);
-        if (!keep_record(self, &request->prompt_chain, &record)) return;
+        if (!record_keep(self, &request->prompt_chain, &record)) return;
         request->prompt_records++;
     }
 }
@@ -506,7 +515,8 @@ static void wake(void *state, actor_t *world)
         if (index == UINT32_MAX) break;
         on_alarm(self, world, &self->requests[index]);
     }
-    actor_wake_at(world, alarms_next_us(&self->alarms));
+    print_next(self, world);
+    set_wake(self, world);
 }
 
 /* ---- peers and clients ---- */

@@ -1,4 +1,5 @@
 /* actors/ingress_admit.c - from a parsed body to requests of the company, and their submission. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -112,7 +113,8 @@ static err_t fit_output(const ingress_t *self, uint32_t prompt, uint32_t *output
     return ERR_OK;
 }
 
-/* Choices of one call differ, and each is the same whenever it is asked for again. */
+/* Choices of one prompt differ, and each is the same whenever it is asked for again.  Without a
+ * seed of the client's so do those of the same prompt asked twice in one call. */
 static uint64_t choice_seed(uint64_t seed, uint32_t choice)
 {
     if (choice == 0) return seed;
@@ -141,7 +143,15 @@ static err_t add_request(ingress_t *self, actor_t *world, call_t *call, uint32_t
     invariant(is_kept);
     request->prompt_count = prompt;
     request->max_tokens = output;
-    request->seed = choice_seed(call->sampling.seed, choice);
+    if (call->sampling.prompt_logprobs) {
+        /* The first token of a prompt follows nothing. */
+        const token_record_t first = { .id = self->ids[0], .logprob = NAN };
+        is_kept = record_keep(self, &request->prompt_chain, &first);
+        invariant(is_kept);
+        request->prompt_records = 1;
+    }
+    request->seed =
+        choice_seed(call->sampling.seed, self->parsed->has_seed ? choice : request->choice);
     text_rules_t rules = answer_rules(self, call, &self->tails[request_index(self, request)]);
     text_begin(&request->text, &rules, call->is_chat && call->reasoning.starts_in_reasoning);
     return ERR_OK;
@@ -184,6 +194,7 @@ static void copy_options(ingress_t *self, actor_t *world, call_t *call)
     call->n = parsed->n;
     call->is_stream = parsed->is_stream;
     call->has_usage_chunk = parsed->has_usage_chunk;
+    call->has_usage_always = parsed->has_usage_always;
     call->is_echo = parsed->is_echo;
     call->is_prompt_only = parsed->has_max_tokens && parsed->max_tokens == 0;
     call->sampling = parsed->sampling;

@@ -68,10 +68,31 @@ text_rules_t answer_rules(const ingress_t *self, const call_t *call, stop_tail_t
                            .tail = has_stops ? tail : NULL };
 }
 
+static usage_t usage_of(const ingress_t *self, const call_t *call)
+{
+    usage_t usage = { .prompt_tokens = call->prompt_tokens };
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
+        const request_t *request = &self->requests[index];
+        usage.completion_tokens += call->is_prompt_only ? 0 : request->generated;
+        usage.reasoning_tokens += request->text.reasoning_tokens;
+        /* The choices of one prompt count it once; the first of them computed it. */
+        if (request->choice % call->n != 0) continue;
+        usage.cached_tokens +=
+            request->cached < request->prompt_count ? request->cached : request->prompt_count;
+    }
+    return usage;
+}
+
 static answer_head_t head_of(const ingress_t *self, const call_t *call)
 {
-    return (answer_head_t){ call->is_chat, call->id, call->created_s, self->model_name,
-                            self->fingerprint };
+    answer_head_t head = { .is_chat = call->is_chat,
+                           .id = call->id,
+                           .created_s = call->created_s,
+                           .model = self->model_name,
+                           .fingerprint = self->fingerprint,
+                           .has_usage = call->has_usage_always };
+    if (head.has_usage) head.usage = usage_of(self, call);
+    return head;
 }
 
 /* ---- log probabilities ---- */
@@ -150,11 +171,20 @@ static void write_echo(ingress_t *self, request_t *request, const answer_head_t 
     echo_text(self, request, out);
     writer_text(out, "\",\"logprobs\":");
     if (call->sampling.logprobs)
-        answer_print_logprobs(out, false, self->tokenizer, records_of(&walk),
-                              &request->text_offset);
+        answer_print_logprobs(out, false, self->tokenizer, records_of(&walk), &request->place);
     else
         writer_text(out, "null");
     writer_text(out, ",\"finish_reason\":null}]}\n\n");
+}
+
+/* Clients make room for a chat's choices in the order in which their roles come: all at once. */
+static void begin_chat(ingress_t *self, const call_t *call, const answer_head_t *head,
+                       writer_t *out)
+{
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
+        answer_chunk_role(out, head, self->requests[index].choice);
+        self->requests[index].is_begun = true;
+    }
 }
 
 static void begin_request(ingress_t *self, request_t *request, const answer_head_t *head,
@@ -163,7 +193,7 @@ static void begin_request(ingress_t *self, request_t *request, const answer_head
     const call_t *call = &self->calls[request->call];
     if (request->is_begun) return;
     request->is_begun = true;
-    if (call->is_chat) answer_chunk_role(out, head, request->choice);
+    if (call->is_chat) begin_chat(self, call, head, out);
     if (call->is_echo) write_echo(self, request, head, out);
 }
 
@@ -179,7 +209,7 @@ static void write_delta(ingress_t *self, request_t *request, const answer_head_t
                       .tokenizer = self->tokenizer };
     if (call->sampling.logprobs && self->batch_count > 0) {
         delta.records = &records;
-        delta.offset = &request->text_offset;
+        delta.place = &request->place;
     }
     if (self->reasoning_size + self->content_size == 0 && delta.records == NULL) return;
     answer_chunk_delta(out, head, request->choice, &delta);
@@ -318,36 +348,38 @@ static void write_choice(ingress_t *self, request_t *request, writer_t *out)
     walk_t walk = { .self = self, .chains = { &request->prompt_chain, &request->records } };
     if (call->sampling.logprobs)
         answer_print_logprobs(out, call->is_chat, self->tokenizer, records_of(&walk),
-                              &request->text_offset);
+                              &request->place);
     else
         writer_text(out, "null");
     writer_format(out, ",\"finish_reason\":\"%s\"}", answer_finish(request->reason));
 }
 
-static usage_t usage_of(const ingress_t *self, const call_t *call)
+static void begin_whole(const ingress_t *self, call_t *call, writer_t *out)
 {
-    usage_t usage = { .prompt_tokens = call->prompt_tokens };
-    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
-        const request_t *request = &self->requests[index];
-        usage.completion_tokens += call->is_prompt_only ? 0 : request->generated;
-        usage.reasoning_tokens += request->text.reasoning_tokens;
-        /* The choices of one prompt count it once; the first of them computed it. */
-        if (request->choice % call->n != 0) continue;
-        usage.cached_tokens +=
-            request->cached < request->prompt_count ? request->cached : request->prompt_count;
-    }
-    return usage;
+    answer_head_t head = head_of(self, call);
+    answer_print_head(out, &head, false);
+    writer_text(out, ",\"choices\":[");
+    call->is_in_print = true;
+    call->unprinted = call->first;
 }
 
-static void finish_whole(ingress_t *self, actor_t *world, call_t *call)
+static bool finish_whole(ingress_t *self, actor_t *world, call_t *call)
 {
     output_t output = { self, world, call };
     writer_t out = writer_of(&output);
-    answer_head_t head = head_of(self, call);
-    answer_print_head(&out, &head, false);
-    writer_text(&out, ",\"choices\":[");
-    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next)
-        write_choice(self, &self->requests[index], &out);
+    if (!call->is_in_print) begin_whole(self, call, &out);
+    for (uint64_t printed = 0; call->unprinted != NONE && printed < PRINT_PER_TURN;) {
+        request_t *request = &self->requests[call->unprinted];
+        write_choice(self, request, &out);
+        if (call->sampling.logprobs)
+            printed += (uint64_t)(request->prompt_records + request->generated) *
+                       (1 + call->sampling.top_logprobs);
+        call->unprinted = request->next;
+    }
+    if (call->unprinted != NONE) {
+        writer_flush(&out);
+        return false;
+    }
     writer_text(&out, "],\"usage\":");
     usage_t usage = usage_of(self, call);
     answer_print_usage(&out, &usage);
@@ -355,10 +387,11 @@ static void finish_whole(ingress_t *self, actor_t *world, call_t *call)
     if (!call->is_begun) {
         http_answer_t answer = stream_answer(call);
         actor_http_answer(world, call->exchange, &answer, out.text, out.used);
-        return;
+        return true;
     }
     writer_flush(&out);
     actor_http_end(world, call->exchange);
+    return true;
 }
 
 static void finish_stream(ingress_t *self, actor_t *world, call_t *call)
@@ -367,6 +400,7 @@ static void finish_stream(ingress_t *self, actor_t *world, call_t *call)
     writer_t out = writer_of(&output);
     answer_head_t head = head_of(self, call);
     usage_t usage = usage_of(self, call);
+    head.has_usage = false; /* the last chunk is about nothing else */
     if (call->has_usage_chunk) answer_chunk_usage(&out, &head, &usage);
     answer_chunk_done(&out);
     writer_flush(&out);
@@ -388,14 +422,14 @@ static void finish_client(const ingress_t *self, actor_t *world, const call_t *c
     (void)error; /* a client that takes nothing more learns it from its own timeout */
 }
 
-void answer_call_end(ingress_t *self, actor_t *world, call_t *call)
+bool answer_call_end(ingress_t *self, actor_t *world, call_t *call)
 {
+    if (!call->is_client && !call->is_stream) return finish_whole(self, world, call);
     if (call->is_client)
         finish_client(self, world, call);
-    else if (call->is_stream)
-        finish_stream(self, world, call);
     else
-        finish_whole(self, world, call);
+        finish_stream(self, world, call);
+    return true;
 }
 
 /* ---- errors ---- */

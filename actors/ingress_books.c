@@ -20,6 +20,7 @@ void books_init(ingress_t *self, actor_t *world)
 {
     uint32_t count = (uint32_t)self->config->limits.requests_max;
     self->requests_max = count;
+    self->in_print = NONE;
     self->requests = actor_alloc(world, count, sizeof *self->requests);
     self->calls = actor_alloc(world, count, sizeof *self->calls);
     self->extras = actor_alloc(world, count, sizeof *self->extras);
@@ -135,6 +136,14 @@ static void request_free(ingress_t *self, request_t *request)
     self->request_count--;
 }
 
+/* An answer that one turn took was never among those that wait. */
+static void leave_print(ingress_t *self, const call_t *call)
+{
+    uint32_t *link = &self->in_print;
+    while (*link != NONE && *link != call_index(self, call)) link = &self->calls[*link].next;
+    if (*link != NONE) *link = call->next;
+}
+
 void call_free(ingress_t *self, call_t *call)
 {
     invariant(call->is_used && call->open_count == 0);
@@ -148,10 +157,22 @@ void call_free(ingress_t *self, call_t *call)
                      call->client_id.lo);
     else
         table_remove(&self->by_caller, exchange_space, call->exchange);
+    if (call->is_in_print) leave_print(self, call);
     call->is_used = false;
     call->next = self->free_call;
     self->free_call = call_index(self, call);
     self->call_count--;
+}
+
+bool record_keep(ingress_t *self, chain_t *chain, const token_record_t *record)
+{
+    chain_pool_t *pool = &self->pool;
+    uint32_t top = record->top_count;
+    return chain_append(pool, chain, &record->id, sizeof record->id) &&
+           chain_append(pool, chain, &top, sizeof top) &&
+           chain_append(pool, chain, &record->logprob, sizeof record->logprob) &&
+           chain_append(pool, chain, record->top_ids, top * (uint32_t)sizeof(uint32_t)) &&
+           chain_append(pool, chain, record->top_logprobs, top * (uint32_t)sizeof(float));
 }
 
 uint32_t request_gather(const ingress_t *self, const request_t *request)

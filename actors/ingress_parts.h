@@ -27,6 +27,7 @@
 
 enum {
     OUTPUT_BYTES = 4 << 20,    /* answers are written through a buffer of this size */
+    PRINT_PER_TURN = 65536,    /* log probabilities of whole answers: some 50 ms */
     DELTA_BYTES = 16384,       /* text that one message of tokens can complete */
     CANCELS_PER_TURN_MAX = 64, /* answers to tokens of requests that are not known */
     SUBJECTS_MAX = 768,        /* actors whose metrics are shown */
@@ -49,7 +50,7 @@ typedef struct {
     uint64_t heard_us, resume_us, probed_us;
     uint64_t hold_until_us; /* nobody takes it: for how long that is borne; 0: somebody did */
     uint64_t last_token_us;
-    uint64_t text_offset; /* characters streamed, for text_offset of completions */
+    text_place_t place; /* of what was answered */
     hold_t prefill_hold, decode_hold;
     uint32_t misses;
     address_t sender; /* of its tokens, for cancel; role client: none yet */
@@ -62,13 +63,14 @@ typedef struct {
 } request_t;
 
 typedef struct {
-    bool is_used, is_client, is_begun;
-    bool is_chat, is_stream, has_usage_chunk, is_echo, is_prompt_only, has_stops;
+    bool is_used, is_client, is_begun, is_in_print;
+    bool is_chat, is_stream, has_usage_chunk, has_usage_always, is_echo, is_prompt_only, has_stops;
     uint64_t exchange;
     address_t client;
     uint64_t client_epoch;
     request_id_t client_id;
-    uint32_t first, last, next; /* its requests; next of the free list */
+    uint32_t first, last, next; /* its requests; next of the free list, or of those in print */
+    uint32_t unprinted;         /* its first request that is not in the answer yet */
     uint32_t count, open_count;
     uint32_t n; /* choices of each prompt */
     uint64_t prompt_tokens;
@@ -109,6 +111,7 @@ typedef struct {
     extras_t *extras;   /* by call */
     stop_tail_t *tails; /* by request */
     uint32_t requests_max, free_request, free_call;
+    uint32_t in_print; /* the call whose whole answer takes more than a turn, and those behind it */
     uint32_t request_count, call_count; /* held */
     table_t by_id, by_caller;
     chain_pool_t pool;
@@ -154,6 +157,8 @@ bool call_name_client(ingress_t *self, call_t *call, address_t client, request_i
 void call_free(ingress_t *self, call_t *call);
 /* All tokens of a request into self->ids; returns how many. */
 uint32_t request_gather(const ingress_t *self, const request_t *request);
+/* Append to a chain of log probabilities; false: no room. */
+bool record_keep(ingress_t *self, chain_t *chain, const token_record_t *record);
 void books_check(const ingress_t *self);
 
 /* ---- the life of a request (ingress.c) ---- */
@@ -192,7 +197,8 @@ text_rules_t answer_rules(const ingress_t *self, const call_t *call, stop_tail_t
  * client. */
 void answer_delta(ingress_t *self, actor_t *world, request_t *request, const msg_tokens_t *tokens);
 void answer_request_end(ingress_t *self, actor_t *world, request_t *request);
-void answer_call_end(ingress_t *self, actor_t *world, call_t *call);
+/* False: the answer is so large that it goes on in another turn, by another call of this. */
+MUST_CHECK bool answer_call_end(ingress_t *self, actor_t *world, call_t *call);
 void answer_call_error(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why);
 void answer_error(ingress_t *self, actor_t *world, uint64_t exchange, const openai_error_t *why);
 void answer_client_error(actor_t *world, address_t client, request_id_t id,

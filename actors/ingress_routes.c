@@ -1,6 +1,7 @@
 /* actors/ingress_routes.c - the paths of the HTTP API, and the same service for ZeroMQ clients. */
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "../runtime/process.h"
 #include "ingress_parts.h"
@@ -309,7 +310,8 @@ static bool is_known_key(const config_t *config, const char *given)
 
 static err_t check_key(const ingress_t *self, const char *authorization, openai_error_t *why)
 {
-    const char *key = strncmp(authorization, "Bearer ", 7) == 0 ? authorization + 7 : "";
+    const char *key = strncasecmp(authorization, "Bearer ", 7) == 0 ? authorization + 7 : "";
+    key += strspn(key, " ");
     if (is_known_key(self->config, key)) return ERR_OK;
     if (key[0] == 0)
         openai_refuse(why, ERR_UNAUTHORIZED, "",
@@ -391,6 +393,10 @@ static err_t copy_prompt(ingress_t *self, const msg_client_submit_t *submit, ope
         prompt->text = copy;
         prompt->size = submit->content.size;
     } else {
+        if (submit->content.size % 4 != 0)
+            return openai_refuse(why, ERR_INVALID, "content",
+                                 "Token ids are 4 bytes each, but 'content' has %zu bytes.",
+                                 submit->content.size);
         prompt->ids = (const uint32_t *)(const void *)copy;
         prompt->count = (uint32_t)(submit->content.size / 4);
         for (uint32_t i = 0; i < prompt->count; i++) {
@@ -421,7 +427,7 @@ static err_t read_submit(ingress_t *self, const msg_client_submit_t *submit, ope
     if (error != ERR_OK) return error;
     snprintf(parsed->model, sizeof parsed->model, "%s", submit->model);
     parsed->n = 1;
-    parsed->has_seed = submit->sampling.seed != 0; /* 0: none was named */
+    parsed->has_seed = true; /* a client of this protocol draws one itself */
     parsed->sampling = submit->sampling;
     parsed->sampling.prompt_logprobs = 0;
     parsed->has_max_tokens = submit->max_tokens != 0;

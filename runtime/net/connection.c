@@ -23,7 +23,7 @@ enum {
     PIPELINE_BYTES = 65536, /* read ahead of the answer; past it reading pauses */
 };
 
-static uint64_t now_ms(void)
+uint64_t connection_now_ms(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -48,7 +48,7 @@ static void put_under(connection_t *self, struct timed_list *list, uint64_t afte
     if (self->list != NULL) TAILQ_REMOVE(self->list, self, timed);
     self->list = list;
     if (list == NULL) return;
-    self->deadline_ms = now_ms() + after_ms;
+    self->deadline_ms = connection_now_ms() + after_ms;
     TAILQ_INSERT_TAIL(list, self, timed);
 }
 
@@ -317,7 +317,7 @@ void connection_expire(connection_t *self)
 
 void connections_expire(struct timed_list *list)
 {
-    uint64_t now = now_ms();
+    uint64_t now = connection_now_ms();
     connection_t *first;
     while ((first = TAILQ_FIRST(list)) != NULL && first->deadline_ms <= now)
         connection_expire(first);

@@ -43,7 +43,8 @@ typedef struct connection {
     struct event readable;            /* in LINGER */
     place_t place;
     uint64_t deadline_ms, exchange;
-    size_t received; /* bytes since the request began */
+    uint64_t crowded_ms; /* since when too much of its stream waits; 0: it does not */
+    size_t received;     /* bytes since the request began */
     uint32_t next_free;
     bool is_marked, is_paused, is_doomed, is_head, is_begun, is_last;
 } connection_t;
@@ -66,6 +67,8 @@ struct server {
     struct marked_list marked;
     bool is_ending;
 };
+
+uint64_t connection_now_ms(void);
 
 /* Arrive at a place, under its deadline. */
 void connection_go(connection_t *self, place_t place);

@@ -55,6 +55,7 @@ err_t actor_http_open(actor_t *world)
                                  .body_bytes_max = (size_t)config->http.body_bytes_max,
                                  .header_bytes_max = (size_t)config->http.header_bytes_max,
                                  .stream_buffer_bytes = (size_t)config->http.stream_buffer_bytes,
+                                 .stall_ms = (uint32_t)config->http.stream_stall_seconds * 1000,
                                  .connections_max = (uint32_t)config->http.connections_max,
                                  .idle_ms = (uint32_t)config->http.idle_seconds * 1000,
                                  .receive_ms = (uint32_t)config->http.receive_seconds * 1000,

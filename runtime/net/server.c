@@ -86,11 +86,16 @@ void server_write(server_t *self, uint64_t exchange, const void *data, size_t si
     if (connection == NULL || !connection->is_begun || connection->is_head || size == 0) return;
     size_t limit = self->options.stream_buffer_bytes;
     struct evbuffer *output = bufferevent_get_output(connection->stream);
+    if (evbuffer_get_length(output) <= limit) connection->crowded_ms = 0;
     evhttp_send_reply_chunk(connection->request, wrap(self, data, size));
     if (evbuffer_get_length(output) <= limit) return;
-    /* Perhaps the socket takes it.  Whoever still lets that much wait is cut. */
+    /* Perhaps the socket takes it.  One piece may be larger than the limit, and takes its time on
+     * the way: whoever never catches up is cut. */
     connection_send_now(connection);
-    connection->is_doomed = evbuffer_get_length(output) > limit;
+    if (evbuffer_get_length(output) <= limit) return;
+    uint64_t now = connection_now_ms();
+    if (connection->crowded_ms == 0) connection->crowded_ms = now;
+    connection->is_doomed = now - connection->crowded_ms >= self->options.stall_ms;
     if (connection->is_doomed) connection_mark(connection);
 }
 
@@ -148,6 +153,7 @@ static void on_whole_request(struct evhttp_request *request, void *context)
     }
     connection_go(self, AT_ANSWER);
     self->is_begun = false;
+    self->crowded_ms = 0;
     self->is_head = strcmp(head.method, "HEAD") == 0;
     /* Whether the connection is kept is said by us alone, in the answer's Connection; and the
      * headers of a stream that waits need not wait with it. */

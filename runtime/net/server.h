@@ -37,6 +37,7 @@ typedef struct {
     uint32_t port_offset; /* added to a port that is not 0 */
     size_t body_bytes_max, header_bytes_max, stream_buffer_bytes;
     uint32_t connections_max, idle_ms, receive_ms;
+    uint32_t stall_ms; /* for how long more than stream_buffer_bytes of a stream may wait */
     void (*on_request)(void *context, const server_request_t *request);
     void (*on_closed)(void *context,
                       uint64_t exchange); /* the client went away before its answer was complete */

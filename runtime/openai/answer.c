@@ -11,6 +11,12 @@ const char *answer_finish(finish_t reason)
     return names[reason];
 }
 
+static void print_count(writer_t *out, const char *name, uint64_t count)
+{
+    writer_text(out, name);
+    writer_number(out, count);
+}
+
 void answer_print_head(writer_t *out, const answer_head_t *head, bool is_chunk)
 {
     writer_text(out, "{\"id\":\"");
@@ -26,12 +32,9 @@ void answer_print_head(writer_t *out, const answer_head_t *head, bool is_chunk)
     writer_text(out, ",\"system_fingerprint\":\"");
     writer_text(out, head->fingerprint);
     writer_text(out, "\"");
-}
-
-static void print_count(writer_t *out, const char *name, uint64_t count)
-{
-    writer_text(out, name);
-    writer_number(out, count);
+    if (!head->has_usage) return;
+    writer_text(out, ",\"usage\":");
+    answer_print_usage(out, &head->usage);
 }
 
 void answer_print_usage(writer_t *out, const usage_t *usage)
@@ -124,19 +127,17 @@ static void print_top(writer_t *out, const tokenizer_t *tokenizer, const token_r
     writer_text(out, "}");
 }
 
-static uint64_t count_characters(const tokenizer_t *tokenizer, uint32_t id)
+static void pass_token(text_place_t *place, const tokenizer_t *tokenizer, uint32_t id)
 {
-    char text[2 * DETOKENIZER_EMIT_MAX];
-    uint64_t count = 0;
-    size_t size = token_text(tokenizer, id, text, sizeof text);
-    for (size_t i = 0; i < size; i++) count += ((unsigned char)text[i] & 0xc0) != 0x80;
-    return count;
+    char text[DETOKENIZER_EMIT_MAX];
+    size_t size = detokenizer_push(&place->detokenizer, tokenizer, id, true, text, sizeof text);
+    for (size_t i = 0; i < size; i++) place->characters += ((unsigned char)text[i] & 0xc0) != 0x80;
 }
 
 typedef enum { PART_TOKEN, PART_LOGPROB, PART_TOP, PART_OFFSET, PARTS } part_t;
 
 static void print_part(writer_t *out, const tokenizer_t *tokenizer, const token_record_t *record,
-                       part_t part, uint64_t *offset)
+                       part_t part, text_place_t *place)
 {
     switch (part) {
     case PART_TOKEN:
@@ -149,13 +150,13 @@ static void print_part(writer_t *out, const tokenizer_t *tokenizer, const token_
         print_top(out, tokenizer, record);
         break;
     default:
-        writer_number(out, *offset);
-        *offset += count_characters(tokenizer, record->id);
+        writer_number(out, place->characters);
+        pass_token(place, tokenizer, record->id);
     }
 }
 
 static void print_completion_logprobs(writer_t *out, const tokenizer_t *tokenizer,
-                                      records_t records, uint64_t *offset)
+                                      records_t records, text_place_t *place)
 {
     static const char *const names[PARTS] = { "{\"tokens\":[", "],\"token_logprobs\":[",
                                               "],\"top_logprobs\":[", "],\"text_offset\":[" };
@@ -165,17 +166,17 @@ static void print_completion_logprobs(writer_t *out, const tokenizer_t *tokenize
         records.rewind(records.context);
         for (bool is_first = true; records.next(records.context, &record); is_first = false) {
             if (!is_first) writer_text(out, ",");
-            print_part(out, tokenizer, &record, part, offset);
+            print_part(out, tokenizer, &record, part, place);
         }
     }
     writer_text(out, "]}");
 }
 
 void answer_print_logprobs(writer_t *out, bool is_chat, const tokenizer_t *tokenizer,
-                           records_t records, uint64_t *offset)
+                           records_t records, text_place_t *place)
 {
     if (!is_chat) {
-        print_completion_logprobs(out, tokenizer, records, offset);
+        print_completion_logprobs(out, tokenizer, records, place);
         return;
     }
     token_record_t record;
@@ -233,7 +234,7 @@ void answer_chunk_delta(writer_t *out, const answer_head_t *head, uint32_t choic
     if (delta->records == NULL)
         writer_text(out, "null");
     else
-        answer_print_logprobs(out, head->is_chat, delta->tokenizer, *delta->records, delta->offset);
+        answer_print_logprobs(out, head->is_chat, delta->tokenizer, *delta->records, delta->place);
     writer_text(out, ",\"finish_reason\":null}]}\n\n");
 }
 

@@ -5,14 +5,6 @@
 
 #include "openai.h"
 
-/* What every answer and every chunk of a call begins with. */
-typedef struct {
-    bool is_chat;
-    const char *id; /* "chatcmpl-..." or "cmpl-..." */
-    uint64_t created_s;
-    const char *model, *fingerprint;
-} answer_head_t;
-
 typedef struct {
     uint64_t prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens;
 } usage_t;
@@ -24,6 +16,23 @@ typedef struct {
     uint32_t top_ids[TOP_LOGPROBS_MAX];
     float top_logprobs[TOP_LOGPROBS_MAX];
 } token_record_t;
+
+/* What every answer and every chunk of a call begins with. */
+typedef struct {
+    bool is_chat;
+    const char *id; /* "chatcmpl-..." or "cmpl-..." */
+    uint64_t created_s;
+    const char *model, *fingerprint;
+    bool has_usage; /* every chunk says what was used so far */
+    usage_t usage;
+} answer_head_t;
+
+/* How far the text of a completion has come, for text_offset: tokens may end in the middle of a
+ * character, or not be in the text at all. */
+typedef struct {
+    uint64_t characters;
+    detokenizer_t detokenizer;
+} text_place_t;
 
 /* Records to be printed, from the first on after every rewind. */
 typedef struct {
@@ -42,7 +51,7 @@ void answer_print_usage(writer_t *out, const usage_t *usage);
 /* The value of "logprobs" in the shape of the API; *offset counts characters of text before the
  * first token and is moved on (completions). */
 void answer_print_logprobs(writer_t *out, bool is_chat, const tokenizer_t *tokenizer,
-                           records_t records, uint64_t *offset);
+                           records_t records, text_place_t *place);
 
 /* ---- streaming: whole server-sent events, "data: ...\n\n" ---- */
 
@@ -50,7 +59,7 @@ typedef struct {
     openai_text_t reasoning, content;
     const records_t *records; /* NULL: no log probabilities */
     const tokenizer_t *tokenizer;
-    uint64_t *offset;
+    text_place_t *place;
 } delta_t;
 
 void answer_chunk_role(writer_t *out, const answer_head_t *head, uint32_t choice);

@@ -68,7 +68,7 @@ typedef struct {
     uint32_t prompt_count;
     sampling_t sampling;
     bool has_seed, has_max_tokens, has_top_logprobs, has_stream_options;
-    bool is_stream, has_usage_chunk, is_echo;
+    bool is_stream, has_usage_chunk, has_usage_always, is_echo;
     bool is_continued, has_no_prompt; /* continue_final_message; add_generation_prompt: false */
     bool is_bare; /* text prompts get no begin token, whatever the tokenizer says */
     uint32_t n, best_of, max_tokens;

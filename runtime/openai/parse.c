@@ -252,10 +252,13 @@ static err_t on_add_special(parser_t *self, const char *name, const cJSON *value
     return error;
 }
 
+enum { USAGE_CHUNK, USAGE_ALWAYS };
+
 static const char *stream_option_names(uint32_t index)
 {
-    static const char *const names[] = { "include_usage", "include_obfuscation",
-                                         "continuous_usage_stats" };
+    static const char *const names[] = { [USAGE_CHUNK] = "include_usage",
+                                         [USAGE_ALWAYS] = "continuous_usage_stats",
+                                         "include_obfuscation" };
     return index < sizeof names / sizeof *names ? names[index] : NULL;
 }
 
@@ -278,9 +281,12 @@ static err_t on_stream_options(parser_t *self, const char *name, const cJSON *va
             return refused;
         }
         if (cJSON_IsNull(option)) continue;
-        err_t error = read_bool(self, "stream_options", option, &is_set);
+        char param[64];
+        snprintf(param, sizeof param, "stream_options.%s", option->string);
+        err_t error = read_bool(self, param, option, &is_set);
         if (error != ERR_OK) return error;
-        if (known == 0) self->call->has_usage_chunk = is_set;
+        if (known == USAGE_CHUNK) self->call->has_usage_chunk = is_set;
+        if (known == USAGE_ALWAYS) self->call->has_usage_always = is_set;
     }
     return ERR_OK;
 }
@@ -460,6 +466,18 @@ static const char *field_names(uint32_t index)
     return fields[index].name;
 }
 
+/* Names of other paths are no suggestion here: a name that is known there is known to be wrong. */
+static err_t refuse_field(parser_t *self, const char *name)
+{
+    for (size_t i = 0; fields[i].name != NULL; i++) {
+        if (strcmp(fields[i].name, name) != 0) continue;
+        openai_refuse(self->why, ERR_INVALID, name, "'%s' is not a field of this path.", name);
+        self->why->code = "unknown_parameter";
+        return ERR_INVALID;
+    }
+    return refuse_unknown(self->why, name, field_names);
+}
+
 static err_t read_field(parser_t *self, const cJSON *value)
 {
     for (size_t i = 0; fields[i].name != NULL; i++) {
@@ -469,7 +487,7 @@ static err_t read_field(parser_t *self, const cJSON *value)
         if (cJSON_IsNull(value)) return ERR_OK; /* as if it were absent */
         return fields[i].read(self, fields[i].name, value);
     }
-    return refuse_unknown(self->why, value->string, field_names);
+    return refuse_field(self, value->string);
 }
 
 /* The last message is continued, or answered: nothing between. */

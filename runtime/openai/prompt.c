@@ -20,10 +20,12 @@ err_t read_prompt(parser_t *self, const char *param, const cJSON *value)
     const cJSON *first = cJSON_IsArray(value) ? value->child : NULL;
     bool is_list = first != NULL && !cJSON_IsNumber(first);
     uint32_t count = is_list ? (uint32_t)cJSON_GetArraySize(value) : 1, at = 0;
-    if (call->kind != OPENAI_COMPLETION && is_list)
-        return refuse_type(self, param,
-                           call->kind == OPENAI_TOKENIZE ? "a string" : "an array of token ids",
-                           first);
+    if (call->kind == OPENAI_TOKENIZE && is_list)
+        return refuse_type(self, param, "a string", value);
+    if (call->kind == OPENAI_DETOKENIZE && is_list)
+        return openai_refuse(self->why, ERR_INVALID, param,
+                             "'%s' must be one array of token ids, not an array of anything else.",
+                             param);
     if (call->kind == OPENAI_DETOKENIZE && !cJSON_IsArray(value))
         return refuse_type(self, param, "an array of token ids", value);
     if (count > OPENAI_CHOICES_MAX)

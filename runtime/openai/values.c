@@ -113,7 +113,9 @@ static uint32_t distance(const char *a, const char *b)
 err_t refuse_unknown(openai_error_t *why, const char *name, names_fn *names)
 {
     const char *nearest = NULL;
-    uint32_t least = 4;
+    /* A short name is few steps from anything. */
+    uint32_t least = (uint32_t)strlen(name) / 2;
+    if (least > 4) least = 4;
     for (uint32_t i = 0; names(i) != NULL; i++) {
         uint32_t steps = distance(name, names(i));
         if (steps >= least) continue;

@@ -17,7 +17,7 @@
 
 /* ---- the part of the world that the fake one leaves out ---- */
 
-enum { ANSWER_MAX = 1 << 18 };
+enum { ANSWER_MAX = 1 << 20 };
 
 /* The last HTTP exchange. */
 static struct {

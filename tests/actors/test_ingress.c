@@ -1,6 +1,15 @@
 /* tests/actors/test_ingress.c - a request's life at its owner: admission, tokens, answers, ends. */
 #include "tests/actors/ingress_harness.h"
 
+static msg_t leave(actor_t *world, uint64_t exchange)
+{
+    msg_t m;
+    msg_init(&m, MSG_http_closed);
+    m.http_closed.exchange = exchange;
+    fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
+    return m;
+}
+
 /* ---- streams ---- */
 
 static void test_ingress_stream_splits_reasoning_and_ends_once(void **state)
@@ -26,6 +35,25 @@ static void test_ingress_stream_splits_reasoning_and_ends_once(void **state)
     destroy(world);
 }
 
+static void test_ingress_roles_of_all_choices_come_first(void **state)
+{
+    /* OpenAI's own client makes room for choices in the order of their first chunks. */
+    actor_t *world = new_ingress(NULL);
+    uint64_t exchange = ask_stream(world, ",\"n\":3");
+    give_text(world, 0, "</think>last first");
+    const char *roles[3], *text = strstr(http.text, "\"delta\":{\"content\":\"");
+    for (uint32_t i = 0; i < 3; i++) {
+        char mark[64];
+        snprintf(mark, sizeof mark, "\"index\":%u,\"delta\":{\"role\"", i);
+        roles[i] = strstr(http.text, mark);
+        assert_non_null(roles[i]);
+        assert_null(strstr(roles[i] + 1, mark));
+    }
+    assert_true(roles[0] < roles[1] && roles[1] < roles[2] && roles[2] < text);
+    leave(world, exchange);
+    destroy(world);
+}
+
 static void test_ingress_stop_string_over_tokens_is_never_half_emitted(void **state)
 {
     /* Clients that asked for a stop string must not see its beginning; the work behind it must end.
@@ -46,10 +74,7 @@ static void test_ingress_client_that_leaves_cancels_everywhere(void **state)
     actor_t *world = new_ingress(NULL);
     uint64_t exchange = ask_stream(world, ",\"n\":2");
     assert_int_equal(count_sent(world, MSG_submit), 2);
-    msg_t m;
-    msg_init(&m, MSG_http_closed);
-    m.http_closed.exchange = exchange;
-    fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
+    msg_t m = leave(world, exchange);
     assert_int_equal(count_sent(world, MSG_cancel), 4);
     assert_true(world->metrics[METRIC_requests_cancelled_total] == 2);
     fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
@@ -57,6 +82,77 @@ static void test_ingress_client_that_leaves_cancels_everywhere(void **state)
 }
 
 /* ---- whole answers ---- */
+
+static void test_ingress_same_prompt_twice_is_drawn_twice(void **state)
+{
+    /* Who sends a prompt k times in one call wants k samples; only a seed makes them the same. */
+    actor_t *world = new_ingress(NULL);
+    uint64_t exchange =
+        ask(world, "POST", "/v1/completions", "{\"prompt\":[\"The\",\"The\"],\"max_tokens\":8}");
+    assert_int_equal(count_sent(world, MSG_submit), 2);
+    assert_true(world->sent[0].message.submit.sampling.seed !=
+                world->sent[1].message.submit.sampling.seed);
+    leave(world, exchange);
+    destroy(world);
+}
+
+static void test_ingress_echo_of_one_token_has_its_record(void **state)
+{
+    /* No worker sends probabilities of a prompt's first token, and here it has no other. */
+    actor_t *world = new_ingress(NULL);
+    ask(world, "POST", "/v1/completions",
+        "{\"prompt\":\"a\",\"max_tokens\":1,\"logprobs\":0,\"echo\":true}");
+    assert_int_equal(last(world, MSG_submit)->message.submit.prompt_count, 1);
+    msg_t t = about(world, MSG_tokens);
+    t.tokens.ids_count = t.tokens.logprobs_count = 1;
+    t.tokens.ids[0] = (u32)tokenizer_id(tokenizer, "b", 1);
+    t.tokens.logprobs[0] = -0.25f;
+    fake_tell(world, worker, &t);
+    finish(world, FINISH_LENGTH, 1);
+    assert_has("\"text\":\"ab\"");
+    assert_has("{\"tokens\":[\"a\",\"b\"],\"token_logprobs\":[null,-0.25]");
+    assert_has("\"text_offset\":[0,1]");
+    destroy(world);
+}
+
+static void test_ingress_large_answer_takes_several_turns(void **state)
+{
+    /* Peers that hear nothing for the time of one answer would take ingress for dead. */
+    actor_t *world = new_ingress(NULL);
+    static char body[32768];
+    size_t size = (size_t)snprintf(body, sizeof body,
+                                   "{\"n\":2,\"max_tokens\":1,\"logprobs\":20,\"echo\":true,"
+                                   "\"prompt\":[66");
+    enum { TOKENS = 3500 };
+    for (uint32_t i = 1; i < TOKENS; i++)
+        size += (size_t)snprintf(body + size, sizeof body - size, ",66");
+    snprintf(body + size, sizeof body - size, "]}");
+    ask(world, "POST", "/v1/completions", body);
+    const msg_t submits[2] = { world->sent[0].message, world->sent[1].message };
+    for (uint32_t choice = 0; choice < 2; choice++) {
+        world->sent[world->sent_count - 1] = (fake_sent_t){ prefill_lb, submits[choice] };
+        for (uint32_t at = 1; at < TOKENS; at += PROMPT_LOGPROBS_MAX) {
+            msg_t m = about(world, MSG_prompt_logprobs);
+            m.prompt_logprobs.first_index = at;
+            m.prompt_logprobs.logprobs_count =
+                TOKENS - at < PROMPT_LOGPROBS_MAX ? TOKENS - at : PROMPT_LOGPROBS_MAX;
+            fake_tell(world, worker, &m);
+        }
+        finish(world, FINISH_LENGTH, give_text(world, 0, "x"));
+    }
+    assert_has("{\"index\":0,");
+    assert_null(strstr(http.text, "{\"index\":1,"));
+    assert_int_equal(http.ends, 0);
+    assert_true(world->wake_us == world->now_us);
+    fake_run(world, 0);
+    assert_int_equal(http.ends, 1);
+    assert_has("{\"index\":1,");
+    assert_has("\"usage\":{\"prompt_tokens\":3500,\"completion_tokens\":2,");
+    ask(world, "POST", "/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":1}");
+    finish(world, FINISH_LENGTH, give_text(world, 0, "x"));
+    assert_int_equal(http.ends, 1);
+    destroy(world);
+}
 
 static void test_ingress_whole_answer_has_every_choice(void **state)
 {
@@ -152,6 +248,7 @@ static void test_ingress_refusals_have_their_status_and_words(void **state)
         { "OPTIONS", "/health", "", 204, "" },
         { "POST", "/tokenize", "{\"prompt\":\"a\"}", 200, "{\"count\":1," },
         { "POST", "/detokenize", "{\"tokens\":[66,67]}", 200, "{\"prompt\":\"" },
+        { "POST", "/detokenize", "{\"tokens\":[[66]]}", 400, "one array of token ids" },
     };
     actor_t *world = new_ingress(NULL);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -170,9 +267,10 @@ static void test_ingress_keys_are_asked_for(void **state)
     ask(world, "GET", "/v1/models", "");
     assert_int_equal(http.status, 401);
     assert_has("invalid_api_key");
-    static const char *const keys[] = { "Bearer sesame",       "Bearer sesam", "Bearer sesame1",
-                                        "Bearer sesamesesame", "sesame",       "Bearer " };
-    for (size_t i = 0; i < 6; i++) {
+    static const char *const keys[] = { "Bearer sesame",  "bearer  sesame",      "Bearer sesam",
+                                        "Bearer sesame1", "Bearer sesamesesame", "sesame",
+                                        "Bearer " };
+    for (size_t i = 0; i < 7; i++) {
         msg_t m;
         msg_init(&m, MSG_http_request);
         http.status = 0;
@@ -183,7 +281,7 @@ static void test_ingress_keys_are_asked_for(void **state)
         (void)snprintf(m.http_request.authorization, sizeof m.http_request.authorization, "%s",
                        keys[i]);
         fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
-        assert_int_equal(http.status, i == 0 ? 200 : 401);
+        assert_int_equal(http.status, i < 2 ? 200 : 401);
     }
     destroy(world);
 }
@@ -243,6 +341,7 @@ static void test_ingress_client_gets_tokens_and_its_end(void **state)
     /* The same service without HTTP. */
     actor_t *world = new_ingress(NULL);
     submit_client(world, 2, "[{\"role\":\"user\",\"content\":\"hi\"}]");
+    assert_true(last(world, MSG_submit)->message.submit.sampling.seed == 0);
     uint32_t next = give_text(world, 0, "r</think>ok");
     const fake_sent_t *tokens = last(world, MSG_client_tokens);
     assert_int_equal(tokens->to.index, 3);
@@ -276,6 +375,9 @@ static void test_ingress_client_cancel_and_departure_end_its_requests(void **sta
     assert_true(world->metrics[METRIC_requests_cancelled_total] == 2);
     submit_client(world, 1, "abc\xff");
     assert_int_equal(last(world, MSG_client_failed)->message.client_failed.error, ERR_INVALID);
+    submit_client(world, 1, "B");
+    assert_non_null(
+        strstr(last(world, MSG_client_failed)->message.client_failed.message, "4 bytes each"));
     destroy(world);
 }
 
@@ -407,6 +509,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ingress_stream_splits_reasoning_and_ends_once),
+        cmocka_unit_test(test_ingress_roles_of_all_choices_come_first),
+        cmocka_unit_test(test_ingress_same_prompt_twice_is_drawn_twice),
+        cmocka_unit_test(test_ingress_echo_of_one_token_has_its_record),
+        cmocka_unit_test(test_ingress_large_answer_takes_several_turns),
         cmocka_unit_test(test_ingress_stop_string_over_tokens_is_never_half_emitted),
         cmocka_unit_test(test_ingress_client_that_leaves_cancels_everywhere),
         cmocka_unit_test(test_ingress_whole_answer_has_every_choice),

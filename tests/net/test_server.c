@@ -55,13 +55,14 @@ static void on_closed(void *context, uint64_t exchange)
     toy->closes++;
 }
 
-static int set_up(void **state)
+static int set_up_with(void **state, uint32_t stall_ms)
 {
     toy_t *toy = calloc(1, sizeof *toy);
     server_options_t options = { .listen = "127.0.0.1:0",
                                  .body_bytes_max = 100000,
                                  .header_bytes_max = 8192,
                                  .stream_buffer_bytes = 65536,
+                                 .stall_ms = stall_ms,
                                  .connections_max = 64,
                                  .idle_ms = 400,
                                  .receive_ms = 300,
@@ -73,6 +74,16 @@ static int set_up(void **state)
     toy->server = server_new(toy->base, &options, why, sizeof why);
     *state = toy;
     return toy->server == NULL;
+}
+
+static int set_up(void **state)
+{
+    return set_up_with(state, 0);
+}
+
+static int set_up_patient(void **state)
+{
+    return set_up_with(state, 300);
 }
 
 static int tear_down(void **state)
@@ -404,6 +415,37 @@ static void test_server_slow_reader_is_cut_at_its_buffer(void **state)
     free(answer);
 }
 
+static void test_server_large_piece_is_not_a_slow_reader(void **state)
+{
+    /* One event with the probabilities of a whole prompt is larger than the buffer: its reader
+     * needs a while, and is cut only if it never catches up. */
+    enum { PIECE = 8 << 20 };
+    toy_t *toy = *state;
+    char *answer = new_answer(), *piece = calloc(1, PIECE);
+    int client = client_new(toy);
+    say(client, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_true(hear(toy, client, answer, "\r\n\r\n"));
+    server_write(toy->server, toy->held, piece, PIECE);
+    server_write(toy->server, toy->held, "more", 4);
+    size_t size = 0;
+    for (int i = 0; i < 100000 && size < PIECE; i++) {
+        ssize_t got = recv(client, piece, PIECE, MSG_DONTWAIT);
+        size += got > 0 ? (size_t)got : 0;
+        pump(toy);
+    }
+    assert_true(size > PIECE - 65536);
+    assert_int_equal(toy->closes, 0);
+    for (int i = 0; i < 2000 && toy->closes == 0; i++) {
+        server_write(toy->server, toy->held, piece, 65536);
+        pump(toy);
+        poll(NULL, 0, 1);
+    }
+    assert_int_equal(toy->closes, 1);
+    close(client);
+    free(piece);
+    free(answer);
+}
+
 static void test_server_half_sent_request_ends_with_408(void **state)
 {
     /* Slow and silent clients would use up every connection. */
@@ -596,6 +638,8 @@ int main(void)
         TEST(test_server_http_1_0_stream_ends_with_the_connection),
         TEST(test_server_client_that_leaves_is_told_once),
         TEST(test_server_slow_reader_is_cut_at_its_buffer),
+        cmocka_unit_test_setup_teardown(test_server_large_piece_is_not_a_slow_reader,
+                                        set_up_patient, tear_down),
         TEST(test_server_half_sent_request_ends_with_408),
         TEST(test_server_idle_connection_is_closed),
         TEST(test_server_too_many_connections_are_closed_at_once),

@@ -152,7 +152,9 @@ static writer_t page(void)
 static void test_chunks_are_as_openai_sends_them(void **state)
 {
     /* Golden strings: the order and names of fields that client libraries were built against. */
-    const answer_head_t head = { true, "chatcmpl-1", 5, "m", "fp" };
+    const answer_head_t head = {
+        .is_chat = true, .id = "chatcmpl-1", .created_s = 5, .model = "m", .fingerprint = "fp"
+    };
     const usage_t usage = { 10, 4, 3, 8 };
     const delta_t delta = { .reasoning = { "r\n", 2 } },
                   both = { .reasoning = { "r", 1 }, .content = { "\"c\"", 3 } };
@@ -182,7 +184,9 @@ static void test_chunks_are_as_openai_sends_them(void **state)
 static void test_completion_chunk_has_a_text(void **state)
 {
     /* /v1/completions has another shape than chat. */
-    const answer_head_t head = { false, "cmpl-1", 5, "m", "fp" };
+    const answer_head_t head = {
+        .is_chat = false, .id = "cmpl-1", .created_s = 5, .model = "m", .fingerprint = "fp"
+    };
     const delta_t delta = { .content = { "hi", 2 } };
     writer_t out = page();
     answer_chunk_delta(&out, &head, 2, &delta);
@@ -218,18 +222,52 @@ static void test_logprobs_have_both_shapes(void **state)
         .id = b, .logprob = -0.5f, .top_count = 1, .top_ids = { a }, .top_logprobs = { -0.25f }
     };
     records_t records = { rewind_records, take_record, NULL };
-    uint64_t offset = 3;
+    text_place_t place = { .characters = 3 };
     writer_t out = page();
-    answer_print_logprobs(&out, false, tokenizer, records, &offset);
+    answer_print_logprobs(&out, false, tokenizer, records, &place);
     assert_string_equal(printed,
                         "{\"tokens\":[\"a\",\"b\"],\"token_logprobs\":[null,-0.5],\"top_logprobs\":"
                         "[null,{\"a\":-0.25,\"b\":-0.5}],\"text_offset\":[3,4]}");
-    assert_int_equal(offset, 5);
+    assert_int_equal(place.characters, 5);
     out = page();
-    answer_print_logprobs(&out, true, tokenizer, records, &offset);
+    answer_print_logprobs(&out, true, tokenizer, records, &place);
     assert_non_null(strstr(printed,
                            "{\"token\":\"b\",\"logprob\":-0.5,\"bytes\":[98],\"top_logprobs\":[{"
                            "\"token\":\"a\",\"logprob\":-0.25,\"bytes\":[97]}]}"));
+}
+
+static void test_text_offsets_are_those_of_the_text(void **state)
+{
+    /* A client cuts the text at them: characters of several tokens count once, tokens that the text
+     * leaves out count nothing. */
+    uint32_t ids[16];
+    static const char text[] = "\xf0\x9f\xa6\x9c x";
+    size_t count = tokenizer_encode(tokenizer, text, sizeof text - 1, true, ids, 16);
+    assert_true(count > 3);
+    text_place_t place = { .characters = 0 };
+    records_t records = { rewind_records, take_record, NULL };
+    for (size_t i = 0; i < count; i++) {
+        two[0] = (token_record_t){ .id = 0, .logprob = NAN }; /* a special token */
+        two[1] = (token_record_t){ .id = ids[i], .logprob = -0.5f };
+        writer_t out = page();
+        answer_print_logprobs(&out, false, tokenizer, records, &place);
+        if (i == 0) assert_non_null(strstr(printed, "\"text_offset\":[0,0]"));
+    }
+    assert_int_equal(place.characters, 3);
+}
+
+static void test_continuous_usage_is_in_every_chunk(void **state)
+{
+    /* What was asked for and silently left out would be taken for nothing used. */
+    const answer_head_t head = { .id = "cmpl-1",
+                                 .model = "m",
+                                 .fingerprint = "fp",
+                                 .has_usage = true,
+                                 .usage = { 10, 4, 0, 0 } };
+    const delta_t delta = { .content = { "hi", 2 } };
+    writer_t out = page();
+    answer_chunk_delta(&out, &head, 0, &delta);
+    assert_non_null(strstr(printed, "\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":4,"));
 }
 
 static void test_writer_escapes_and_flushes(void **state)
@@ -327,6 +365,8 @@ int main(void)
         cmocka_unit_test(test_chunks_are_as_openai_sends_them),
         cmocka_unit_test(test_completion_chunk_has_a_text),
         cmocka_unit_test(test_logprobs_have_both_shapes),
+        cmocka_unit_test(test_text_offsets_are_those_of_the_text),
+        cmocka_unit_test(test_continuous_usage_is_in_every_chunk),
         cmocka_unit_test(test_writer_escapes_and_flushes),
         cmocka_unit_test(test_chain_keeps_bytes_and_gives_pages_back),
         cmocka_unit_test(test_alarms_ring_in_order),
