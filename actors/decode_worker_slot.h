@@ -42,7 +42,8 @@ typedef struct {
     uint32_t tail_count, keyed, stored, sealing;
     bool is_keyed, is_sealing;
     uint64_t offer, ending_until_us;
-    uint32_t jobs; /* pool jobs under way */
+    uint64_t unheard_us; /* see worker_is_said */
+    uint32_t jobs;       /* pool jobs under way */
 } slot_t;
 
 typedef struct {

@@ -136,7 +136,7 @@ static void put(msg_tokens_t *tokens, const engine_result_t *result, bool has_lo
 }
 
 /* What waits, as one message; a change in the number of alternatives needs another.  False: the
- * link is full. */
+ * link takes nothing now. */
 static bool flush(actor_t *world, slot_t *slot)
 {
     while (slot->outbox_count > 0) {
@@ -148,7 +148,8 @@ static bool flush(actor_t *world, slot_t *slot)
                slot->outbox[count].top_count == slot->outbox[0].top_count)
             put(&m.tokens, &slot->outbox[count++], slot->has_logprobs);
         address_t to = { ROLE_ingress, slot->ingress };
-        if (decode_worker_say(world, to, &m, slot) == ERR_OVERLOAD) return false;
+        err_t error = decode_worker_say(world, to, &m, slot);
+        if (!worker_is_said(world, error, &slot->unheard_us)) return false;
         slot->outbox_count -= count;
         memmove(slot->outbox, slot->outbox + count, slot->outbox_count * sizeof *slot->outbox);
     }
@@ -162,8 +163,8 @@ static bool say_finished(actor_t *world, slot_t *slot)
     m.finished.reason = slot->reason;
     m.finished.tokens = slot->total;
     m.finished.reused = slot->reused;
-    return decode_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot) !=
-           ERR_OVERLOAD;
+    err_t error = decode_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot);
+    return worker_is_said(world, error, &slot->unheard_us);
 }
 
 static bool is_end_token(const actor_t *world, const slot_t *slot, uint32_t token)

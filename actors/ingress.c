@@ -353,7 +353,8 @@ static void on_tokens(void *state, actor_t *world, const msg_t *m)
     if (taken > 0) {
         actor_count(world, METRIC_generation_tokens_total, taken);
         observe_token(self, world, request);
-        answer_delta(self, world, request, &m->tokens);
+        fresh_t fresh = { &m->tokens, request->generated - taken, taken };
+        answer_delta(self, world, request, &fresh);
     }
     if (error == ERR_NO_SPACE) {
         request_cancel(self, world, request);

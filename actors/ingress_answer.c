@@ -217,18 +217,23 @@ static void write_delta(ingress_t *self, request_t *request, const answer_head_t
 
 /* Texts longer than a message's field take several messages; the ids travel with the first. */
 static void send_client_tokens(ingress_t *self, actor_t *world, const call_t *call,
-                               const msg_tokens_t *tokens)
+                               const fresh_t *fresh)
 {
     size_t reasoning = 0, content = 0;
     msg_t m;
     msg_init(&m, MSG_client_tokens);
     m.header.request = call->client_id;
-    if (tokens != NULL) {
-        m.client_tokens.first_index = tokens->first_index;
-        m.client_tokens.ids_count = tokens->ids_count;
-        memcpy(m.client_tokens.ids, tokens->ids, sizeof tokens->ids);
-        m.client_tokens.logprobs_count = tokens->logprobs_count;
-        memcpy(m.client_tokens.logprobs, tokens->logprobs, sizeof tokens->logprobs);
+    if (fresh != NULL) {
+        const msg_tokens_t *tokens = fresh->tokens;
+        uint32_t skip = fresh->first - tokens->first_index;
+        m.client_tokens.first_index = fresh->first;
+        m.client_tokens.ids_count = fresh->count;
+        memcpy(m.client_tokens.ids, tokens->ids + skip, fresh->count * sizeof *tokens->ids);
+        if (tokens->logprobs_count >= skip + fresh->count) {
+            m.client_tokens.logprobs_count = fresh->count;
+            memcpy(m.client_tokens.logprobs, tokens->logprobs + skip,
+                   fresh->count * sizeof *tokens->logprobs);
+        }
     }
     do {
         size_t take_reasoning =
@@ -245,11 +250,11 @@ static void send_client_tokens(ingress_t *self, actor_t *world, const call_t *ca
     } while (reasoning < self->reasoning_size || content < self->content_size);
 }
 
-void answer_delta(ingress_t *self, actor_t *world, request_t *request, const msg_tokens_t *tokens)
+void answer_delta(ingress_t *self, actor_t *world, request_t *request, const fresh_t *fresh)
 {
     call_t *call = &self->calls[request->call];
     if (call->is_client) {
-        send_client_tokens(self, world, call, tokens);
+        send_client_tokens(self, world, call, fresh);
         return;
     }
     if (!call->is_stream) return;

@@ -193,9 +193,16 @@ MUST_CHECK err_t request_submit(ingress_t *self, actor_t *world, request_t *requ
 /* ---- answers ---- */
 
 text_rules_t answer_rules(const ingress_t *self, const call_t *call, stop_tail_t *tail);
+/* What of a message of tokens was accepted: `count` tokens from index `first` on.  Those before
+ * them came already. */
+typedef struct {
+    const msg_tokens_t *tokens;
+    uint32_t first, count;
+} fresh_t;
+
 /* Text and log probabilities of one message of tokens (self->reasoning, content, batch) to the
  * client. */
-void answer_delta(ingress_t *self, actor_t *world, request_t *request, const msg_tokens_t *tokens);
+void answer_delta(ingress_t *self, actor_t *world, request_t *request, const fresh_t *fresh);
 void answer_request_end(ingress_t *self, actor_t *world, request_t *request);
 /* False: the answer is so large that it goes on in another turn, by another call of this. */
 MUST_CHECK bool answer_call_end(ingress_t *self, actor_t *world, call_t *call);

@@ -19,6 +19,7 @@ typedef struct {
     request_id_t request;
     uint32_t attempt, ingress;
     uint64_t deadline_us;
+    uint64_t unheard_us;         /* see worker_is_said */
     msg_prefill_assign_t assign; /* its BYTES point into the slot's own memory */
     uint32_t *blocks;
     uint64_t *checksums; /* of the first `sealed` blocks */

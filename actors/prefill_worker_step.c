@@ -56,8 +56,8 @@ static bool tell_first(prefill_worker_t *self, actor_t *world, slot_t *slot)
         memcpy(m.tokens.top_logprobs, first->top_logprobs,
                first->top_count * sizeof *first->top_logprobs);
     }
-    return prefill_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot) !=
-           ERR_OVERLOAD;
+    err_t error = prefill_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot);
+    return worker_is_said(world, error, &slot->unheard_us);
 }
 
 static bool ends_text(const actor_t *world, const slot_t *slot)
@@ -85,9 +85,8 @@ void prefill_step_conclude(prefill_worker_t *self, actor_t *world, slot_t *slot)
     m.finished.reason = is_stop ? FINISH_STOP : FINISH_LENGTH;
     m.finished.tokens = slot->assign.generated + 1;
     m.finished.reused = slot->reused;
-    if (prefill_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot) ==
-        ERR_OVERLOAD)
-        return;
+    err_t error = prefill_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot);
+    if (!worker_is_said(world, error, &slot->unheard_us)) return;
     prefill_worker_abandon(self, world, slot, ERR_OK);
 }
 

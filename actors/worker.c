@@ -62,6 +62,18 @@ uint64_t worker_offer(offers_t *offers, block_pool_t *pool, actor_t *world,
     return 0;
 }
 
+bool worker_is_said(const actor_t *world, err_t error, uint64_t *unheard_us)
+{
+    uint64_t now = actor_now_us(world),
+             bound_us = (uint64_t)actor_config(world)->timing.dead_ms * 1000;
+    if (error != ERR_LOST) {
+        *unheard_us = 0;
+        return error != ERR_OVERLOAD;
+    }
+    if (*unheard_us == 0) *unheard_us = now;
+    return now - *unheard_us >= bound_us;
+}
+
 bool worker_step_failed(worker_retry_t *self, actor_t *world, err_t error)
 {
     actor_count(world, METRIC_step_errors_total, 1);

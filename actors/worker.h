@@ -41,6 +41,14 @@ typedef struct {
 uint64_t worker_offer(offers_t *offers, block_pool_t *pool, actor_t *world,
                       const worker_offer_t *offer);
 
+/* ---- what ingress is told ------------------------------------------------------------------- */
+
+/* Is the message off the worker's hands?  A full link will take it later; so will one whose other
+ * end has not greeted yet.  That is borne for as long as a peer may be silent, `unheard_us` says
+ * since when: the requests of an ingress that died are closed, those of one that cannot be reached
+ * are its own to lose. */
+bool worker_is_said(const actor_t *world, err_t error, uint64_t *unheard_us);
+
 /* ---- steps that failed ---------------------------------------------------------------------- */
 
 typedef struct {

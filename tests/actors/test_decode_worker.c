@@ -250,6 +250,27 @@ static void test_decode_worker_refused_tokens_are_kept_in_order(void **unused)
     world_destroy(world);
 }
 
+/* Would be broken: the first requests after a start would lose their tokens because ingress had not
+ * greeted this worker yet; or an ingress that never does would hold blocks for ever. */
+static void test_decode_worker_waits_for_ingress_to_greet_but_not_for_ever(void **unused)
+{
+    for (int is_greeted = 0; is_greeted < 2; is_greeted++) {
+        actor_t *world = decoding(3, 2);
+        expect_tokens(world, 0, 50);
+        world->deaf = an_ingress;
+        world->deaf_answer = ERR_LOST;
+        finish_step(world, ERR_OK, 60);
+        finish_step(world, ERR_OK, 61);
+        pass(world, 400);
+        assert_null(take(world, MSG_decode_done, NULL));
+        if (is_greeted) world->deaf_answer = ERR_OK;
+        pass(world, 1200);
+        assert_int_equal(take(world, MSG_tokens, NULL) != NULL, is_greeted);
+        assert_int_equal(take(world, MSG_finished, NULL) != NULL, is_greeted);
+        expect_done_once(world);
+    }
+}
+
 /* Would be broken: one hiccup of another rank would kill the batch, or a dead group would hang it.
  */
 static void test_decode_worker_failed_step_is_repeated_then_given_up(void **unused)
@@ -335,6 +356,7 @@ int main(void)
         cmocka_unit_test(test_decode_worker_silent_prefill_side_ends_the_lease),
         cmocka_unit_test(test_decode_worker_new_attempt_replaces_the_old),
         cmocka_unit_test(test_decode_worker_refused_tokens_are_kept_in_order),
+        cmocka_unit_test(test_decode_worker_waits_for_ingress_to_greet_but_not_for_ever),
         cmocka_unit_test(test_decode_worker_failed_step_is_repeated_then_given_up),
         cmocka_unit_test(test_decode_worker_generated_block_is_offered_and_released),
         cmocka_unit_test(test_decode_worker_dead_peers_end_their_requests),

@@ -355,6 +355,23 @@ static void test_ingress_client_gets_tokens_and_its_end(void **state)
     destroy(world);
 }
 
+static void test_ingress_client_gets_each_token_once(void **state)
+{
+    /* Prefill's first token, then decode's message that begins with it again: a client that counts
+     * would be one off from there on. */
+    actor_t *world = new_ingress(NULL);
+    submit_client(world, 0, "some text");
+    const uint32_t ids[2] = { 66, 67 };
+    give_ids(world, 0, ids, 1);
+    give_ids(world, 0, ids, 2);
+    const msg_client_tokens_t *got = &last(world, MSG_client_tokens)->message.client_tokens;
+    assert_int_equal(got->first_index, 1);
+    assert_int_equal(got->ids_count, 1);
+    assert_int_equal(got->ids[0], 67);
+    finish(world, FINISH_LENGTH, 2);
+    destroy(world);
+}
+
 static void test_ingress_client_cancel_and_departure_end_its_requests(void **state)
 {
     /* A client's requests must not outlive it. */
@@ -523,6 +540,7 @@ int main(void)
         cmocka_unit_test(test_ingress_full_queue_answers_429),
         cmocka_unit_test(test_ingress_table_full_answers_429_and_recovers),
         cmocka_unit_test(test_ingress_client_gets_tokens_and_its_end),
+        cmocka_unit_test(test_ingress_client_gets_each_token_once),
         cmocka_unit_test(test_ingress_client_cancel_and_departure_end_its_requests),
         cmocka_unit_test(test_ingress_health_names_what_is_missing),
         cmocka_unit_test(test_ingress_text_prompt_begins_as_the_tokenizer_says),

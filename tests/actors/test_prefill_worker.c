@@ -111,6 +111,25 @@ static void test_prefill_worker_prompt_is_chunked_offered_and_released(void **un
     expect_done_once(world, ERR_OK);
 }
 
+/* Would be broken: the first token after a start would be lost because ingress had not greeted this
+ * worker yet. */
+static void test_prefill_worker_waits_for_ingress_to_greet(void **unused)
+{
+    actor_t *world = worker();
+    world->deaf = an_ingress;
+    world->deaf_answer = ERR_LOST;
+    assign(world, (prompt_t){ .number = 1, .prompt_count = 10, .max_tokens = 1 });
+    finish_step(world, ERR_OK, 42);
+    finish_job(world, ERR_OK);
+    pass(world, 400);
+    assert_null(take(world, MSG_prefill_done, NULL));
+    world->deaf_answer = ERR_OK;
+    pass(world, 400);
+    assert_int_equal(take(world, MSG_tokens, NULL)->tokens.ids[0], 42);
+    assert_int_equal(take(world, MSG_finished, NULL)->finished.tokens, 1);
+    expect_done_once(world, ERR_OK);
+}
+
 /* Would be broken: short prompts would each take a step of their own. */
 static void test_prefill_worker_short_prompts_share_a_step(void **unused)
 {
@@ -311,6 +330,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_worker_prompt_is_chunked_offered_and_released),
+        cmocka_unit_test(test_prefill_worker_waits_for_ingress_to_greet),
         cmocka_unit_test(test_prefill_worker_short_prompts_share_a_step),
         cmocka_unit_test(test_prefill_worker_first_token_that_ends_finishes_here),
         cmocka_unit_test(test_prefill_worker_reuses_what_the_store_has),
