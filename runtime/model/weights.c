@@ -120,7 +120,7 @@ static void *place(loaded_t *self, const safetensor_t *tensor, size_t alignment)
 
 static err_t take_scales(loaded_t *self, tensor_t *out, wanted_t wanted)
 {
-    char name[NAME_BYTES];
+    char name[NAME_BYTES + sizeof "_scale_inv"];
     if (!self->model.config.is_fp8)
         return model_refuse(
             self->why, "%.200s: tensor %s is F8_E4M3, but config.json has no quantization_config",

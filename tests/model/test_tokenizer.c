@@ -82,7 +82,7 @@ static void check_case(tokenizer_t *tokenizer, const cJSON *item, const char *co
 
 static cJSON *golden_cases(void)
 {
-    size_t size;
+    size_t size = 0;
     char *json = read_whole(GOLDEN, &size);
     assert_non_null(json);
     assert_null(strstr(json, "\\ue000"));
@@ -325,7 +325,7 @@ static void test_encode_after_reserve_does_not_allocate(void **state)
 /* Replace the first occurrence of one text in tiny's file and load that. */
 static void check_changed_file(const char *from, const char *to, const char *part)
 {
-    size_t size;
+    size_t size = 0;
     error_text_t why = { "" };
     char *json = read_whole(TINY "/tokenizer.json", &size), *at = strstr(json, from);
     if (!at) fail_msg("\"%s\" is not in the file", from);
@@ -362,7 +362,7 @@ static void test_load_unknown_parts_are_refused_by_name(void **state)
 static void test_load_truncated_file_is_refused(void **state)
 {
     (void)state;
-    size_t size;
+    size_t size = 0;
     error_text_t why;
     char *json = read_whole(TINY "/tokenizer.json", &size);
     for (size_t cut = 0; cut < size; cut += 1 + size / 40) {
