@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from types import TracebackType
 from typing import Any, AsyncIterator, Sequence
 
@@ -28,16 +29,18 @@ class AsyncStream(OpenStream, AsyncIterator[Tokens]):
     async def __anext__(self) -> Tokens:
         if self._is_over:
             raise StopAsyncIteration
+        tokens = self._take(await self._next_event())
+        if tokens is None:
+            raise StopAsyncIteration
+        return tokens
+
+    async def _next_event(self) -> Event:
         try:
-            event = await asyncio.wait_for(self._events.get(), self._client.silence_seconds)
+            return await asyncio.wait_for(self._events.get(), self._client.silence_seconds)
         except asyncio.TimeoutError:
             await self.cancel()
             self._end()
             raise self._silence() from None
-        tokens = self._take(event)
-        if tokens is None:
-            raise StopAsyncIteration
-        return tokens
 
     def _put(self, event: Event) -> None:
         self._events.put_nowait(event)
@@ -54,6 +57,17 @@ class AsyncStream(OpenStream, AsyncIterator[Tokens]):
         """Stop it; the stream then ends with RequestFailed (CANCELLED)."""
         if not self._is_over:
             await self._client._socket.send(encode(self._client._writer.cancel(self.request)))
+
+
+async def _read(client: weakref.ref[AsyncClient], socket: Any) -> None:
+    """The task that hears for a client.  It must not keep alive a client that everybody else has forgotten."""
+    while True:
+        frame = await socket.recv()
+        hearer = client()
+        if hearer is None:
+            return
+        hearer._hear(frame)
+        del hearer
 
 
 class AsyncClient(Connection[AsyncStream]):
@@ -95,10 +109,6 @@ class AsyncClient(Connection[AsyncStream]):
         data = encode(message)
         self._streams[message.request] = stream
         if self._reader is None:
-            self._reader = asyncio.get_running_loop().create_task(self._read())
+            self._reader = asyncio.get_running_loop().create_task(_read(weakref.ref(self), self._socket))
         await self._socket.send(data)
         return stream
-
-    async def _read(self) -> None:
-        while True:
-            self._hear(await self._socket.recv())

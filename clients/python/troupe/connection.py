@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Generic, TypeVar, Union
 
 import zmq
@@ -36,7 +37,10 @@ class OpenStream:
             return event
         self._end()
         if isinstance(event, RequestFailed):
-            raise event
+            try:
+                raise event
+            finally:
+                del event  # or the exception and this frame, which its traceback keeps, would hold each other
         self.finished = event
         return None
 
@@ -45,6 +49,11 @@ class OpenStream:
 
 
 AnyStream = TypeVar("AnyStream", bound=OpenStream)
+
+
+def _abandon(socket: Any, context: Any) -> None:
+    socket.close(linger=0)
+    context.term()
 
 
 class Connection(Generic[AnyStream]):
@@ -59,10 +68,13 @@ class Connection(Generic[AnyStream]):
         self._streams: dict[bytes, AnyStream] = {}
         self._context = self._context_class()
         self._socket = self._context.socket(zmq.DEALER)
+        # A client that nobody closed dies in any order with its context, which would wait for the open socket for ever.
+        self._finalizer = weakref.finalize(self, _abandon, self._socket, self._context)
         prepare(self._socket, keys)
         self._socket.connect(endpoint or default_endpoint())
 
     def _disconnect(self) -> None:
+        self._finalizer.detach()
         self._socket.close()
         self._context.term()
 
