@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from troupe import FrameError
 from troupe.codec import ERRORS, MESSAGES, Message, decode, encode
-from troupe.common import Finished, RequestFailed, Tokens, understand
+from troupe.common import Finished, RequestFailed, Tokens, Writer, complete_content, understand
 
 FRAMES = {name: bytes.fromhex(text) for name, text in
           json.loads(pathlib.Path(__file__).with_name("frames.json").read_text()).items() if text}
@@ -79,6 +79,31 @@ def _values(frame: bytes):
 def test_fields_out_of_range_are_refused_before_they_are_sent(fields):
     with pytest.raises(FrameError):
         encode(Message("client_submit", REQUEST, 1, fields))
+
+
+def test_options_that_are_none_are_not_given():
+    options = dict.fromkeys(["max_tokens", "temperature", "stop", "stop_ids", "timeout", "seed", "logprobs", "key", "model"])
+    message = Writer("secret", "tiny").submit(0, b"The", options)
+    (back,) = decode(encode(message))
+    assert (back.fields["max_tokens"], back.fields["temperature"], back.fields["stop"]) == (0, 1.0, b"")
+    assert (back.fields["key"], back.fields["model"], back.fields["deadline_us"]) == ("secret", "tiny", 0)
+
+
+@pytest.mark.parametrize("stop, content", [("a", b"a\0"), (["a", "b"], b"a\0b\0"), ([], b"")])
+def test_stops_are_sent_each_with_its_end(stop, content):
+    assert Writer("", "").submit(0, b"", {"stop": stop}).fields["stop"] == content
+
+
+@pytest.mark.parametrize("stop", ["a\0b", ["c", "a\0b"]])
+def test_stop_with_nul_would_be_two_and_is_refused(stop):
+    with pytest.raises(ValueError, match=r"stop.*'a\\x00b'"):
+        Writer("", "").submit(0, b"", {"stop": stop})
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 20, 1 << 32, 1.5, "7", None])
+def test_prompt_with_what_is_no_id_is_refused_by_name(value):
+    with pytest.raises(ValueError, match=f"{value!r} as id 2.*from 0 to 1048575"):
+        complete_content([0, 1, value])
 
 
 @given(st.binary(max_size=200))

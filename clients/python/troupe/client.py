@@ -61,8 +61,8 @@ class Client(Connection[Stream]):
     """A connection to one ingress.  Not for several threads at once; any number of streams may be open.
 
     Options of complete() and chat() are the fields of client_submit: max_tokens, temperature, top_p, top_k, min_p,
-    presence_penalty, frequency_penalty, repetition_penalty, seed, logprobs, top_logprobs, ignore_eos, stop_ids; and stop (texts) and
-    timeout (seconds).
+    presence_penalty, frequency_penalty, repetition_penalty, seed, logprobs, ignore_eos, stop_ids; and stop (texts) and timeout
+    (seconds).  None means: not given.
     """
 
     def complete(self, prompt: Prompt, **options: Any) -> Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import pathlib
 import secrets
@@ -13,10 +14,12 @@ from typing import Any, Mapping, Sequence, Union
 
 import zmq
 
-from .codec import ERRORS, FINISH, Message
+from .codec import ERRORS, FINISH, MESSAGES, FrameError, Message
 
 Prompt = Union[str, Sequence[int]]
 ChatMessage = Mapping[str, Any]
+
+_ID_MAX: int = next(row["max"] for row in MESSAGES["client_submit"]["fields"] if row["name"] == "stop_ids")
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,11 @@ class Writer:
 
     def submit(self, kind: int, content: bytes, options: dict[str, Any]) -> Message:
         request = secrets.token_bytes(16)
-        fields = dict(options)
-        timeout = fields.pop("timeout", None)
-        stop = fields.pop("stop", [])
-        fields["stop"] = b"".join(one.encode() + b"\0" for one in ([stop] if isinstance(stop, str) else stop))
-        if timeout is not None:
-            fields["deadline_us"] = int(timeout * 1e6)
-        if fields.get("seed") is None:
-            fields["seed"] = secrets.randbits(63)
+        fields = {name: value for name, value in options.items() if value is not None}  # None is left out, as in OpenAI's client
+        fields["stop"] = _stop_content(fields.pop("stop", []))
+        if "timeout" in fields:
+            fields["deadline_us"] = int(fields.pop("timeout") * 1e6)
+        fields.setdefault("seed", secrets.randbits(63))
         fields = {name: int(value) if isinstance(value, bool) else value for name, value in fields.items()}
         fields.update(kind=kind, content=content)
         fields.setdefault("key", self.key)
@@ -135,10 +135,28 @@ class Writer:
         return self._seal(Message("client_cancel", request, 1))
 
 
+def _stop_content(stop: str | Sequence[str]) -> bytes:
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    for one in stops:
+        if "\0" in one:
+            raise FrameError(f"stop: found {one!r}, allowed are texts without NUL")
+    return b"".join(one.encode() + b"\0" for one in stops)
+
+
+def _id(value: Any, position: int) -> int:
+    try:
+        number = operator.index(value)  # ids of numpy are welcome
+    except TypeError:
+        number = -1
+    if not 0 <= number <= _ID_MAX:
+        raise FrameError(f"prompt: found {value!r} as id {position}, allowed are whole numbers from 0 to {_ID_MAX}")
+    return number
+
+
 def complete_content(prompt: Prompt) -> tuple[int, bytes]:
     if isinstance(prompt, str):
         return 0, prompt.encode()
-    return 1, struct.pack(f"<{len(prompt)}I", *prompt)
+    return 1, struct.pack(f"<{len(prompt)}I", *(_id(value, position) for position, value in enumerate(prompt)))
 
 
 def chat_content(messages: Sequence[ChatMessage]) -> tuple[int, bytes]:
