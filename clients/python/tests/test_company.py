@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pathlib
 import signal
@@ -176,3 +177,28 @@ def test_nobody_there_is_an_error_not_a_wait_for_ever(tmp_path):
     with troupe.Client(troupe.endpoint_in(tmp_path), silence_seconds=0.2) as client:
         with pytest.raises(TimeoutError):
             client.complete("The").result()
+
+
+def pid_of_ingress(endpoint: str) -> int:
+    directory = pathlib.Path(endpoint[len("ipc://"):]).parent
+    end = time.monotonic() + 10
+    while time.monotonic() < end:  # the supervisor tells the director a moment after the company is ready
+        shown = subprocess.run([PROGRAM, "status", "--json", "--set", f"wire.directory={directory}"], capture_output=True, check=True)
+        pid = next(actor.get("pid") for actor in json.loads(shown.stdout)["actors"] if actor["role"] == "ingress")
+        if pid:
+            return pid
+    raise AssertionError("troupe status does not show ingress")
+
+
+def test_request_of_an_ingress_that_was_killed_is_lost_and_the_next_is_served(endpoint):
+    """The last test: the company starts ingress anew."""
+    with troupe.Client(endpoint) as client:
+        stream = client.complete("The", max_tokens=4000, ignore_eos=True)
+        next(stream)
+        os.kill(pid_of_ingress(endpoint), signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(troupe.RequestFailed) as failed:
+            stream.result()
+        assert failed.value.error == "LOST" and failed.value.is_retry_safe
+        assert time.monotonic() - began < 10
+        assert "923" in client.chat(QUESTION, temperature=0).result().text

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 import weakref
 from types import TracebackType
 from typing import Any, AsyncIterator, Sequence
 
+import zmq
 import zmq.asyncio
 
 from .codec import encode
@@ -35,12 +38,15 @@ class AsyncStream(OpenStream, AsyncIterator[Tokens]):
         return tokens
 
     async def _next_event(self) -> Event:
-        try:
-            return await asyncio.wait_for(self._events.get(), self._client.silence_seconds)
-        except asyncio.TimeoutError:
-            await self.cancel()
-            self._end()
-            raise self._silence() from None
+        self._heard = time.monotonic()
+        while (seconds := self._patience()) > 0:
+            try:
+                return await asyncio.wait_for(self._events.get(), seconds)
+            except asyncio.TimeoutError:
+                await self._client._ask()
+        await self.cancel()
+        self._end()
+        raise self._silence()
 
     def _put(self, event: Event) -> None:
         self._events.put_nowait(event)
@@ -104,11 +110,15 @@ class AsyncClient(Connection[AsyncStream]):
         await self.close()
 
     async def _submit(self, kind: int, content: bytes, options: dict[str, Any]) -> AsyncStream:
-        message = self._writer.submit(kind, content, options)
-        stream = AsyncStream(self, message.request)
-        data = encode(message)
-        self._streams[message.request] = stream
+        request, frame = self._begin(kind, content, options)
+        stream = self._streams[request] = AsyncStream(self, request)
         if self._reader is None:
             self._reader = asyncio.get_running_loop().create_task(_read(weakref.ref(self), self._socket))
-        await self._socket.send(data)
+        await self._socket.send(frame)
         return stream
+
+    async def _ask(self) -> None:
+        question = self._question()
+        if question is not None:
+            with contextlib.suppress(zmq.Again):
+                await self._socket.send(question, zmq.NOBLOCK)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import time
 from types import TracebackType
 from typing import Any, Iterator, Sequence
+
+import zmq
 
 from .codec import encode
 from .common import Answer, ChatMessage, Prompt, Tokens, chat_content, complete_content
@@ -27,14 +30,14 @@ class Stream(OpenStream, Iterator[Tokens]):
     def __next__(self) -> Tokens:
         if self._is_over:
             raise StopIteration
-        silent_until = time.monotonic() + self._client.silence_seconds
+        self._heard = time.monotonic()  # nobody listened before
         while not self._events:
-            left = silent_until - time.monotonic()
-            if left <= 0:
+            seconds = self._patience()
+            if seconds <= 0:
                 self.cancel()
                 self._end()
                 raise self._silence()
-            self._client._pump(left)
+            self._client._pump(seconds)
         tokens = self._take(self._events.popleft())
         if tokens is None:
             raise StopIteration
@@ -86,10 +89,11 @@ class Client(Connection[Stream]):
         self.close()
 
     def _submit(self, kind: int, content: bytes, options: dict[str, Any]) -> Stream:
-        message = self._writer.submit(kind, content, options)
-        stream = Stream(self, message.request)
-        self._socket.send(encode(message))
-        self._streams[message.request] = stream
+        while self._socket.poll(0):  # streams may have ended that nobody waited for
+            self._hear(self._socket.recv())
+        request, frame = self._begin(kind, content, options)
+        self._socket.send(frame)
+        stream = self._streams[request] = Stream(self, request)
         return stream
 
     def _send_cancel(self, request: bytes) -> None:
@@ -98,3 +102,8 @@ class Client(Connection[Stream]):
     def _pump(self, seconds: float) -> None:
         if self._socket.poll(int(seconds * 1000) + 1):
             self._hear(self._socket.recv())
+            return
+        question = self._question()
+        if question is not None:
+            with contextlib.suppress(zmq.Again):
+                self._socket.send(question, zmq.NOBLOCK)

@@ -72,6 +72,11 @@ class RequestFailed(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+def lost() -> RequestFailed:
+    """The end of a request that an ingress held which is no more."""
+    return RequestFailed("LOST", "ingress was started anew while it held this request; it may be sent again", "", True, 0.0)
+
+
 @dataclass(frozen=True)
 class Keys:
     """CURVE keys for a company on tcp, in Z85, as `troupe keys` writes them."""
@@ -130,6 +135,10 @@ class Writer:
         fields.setdefault("key", self.key)
         fields.setdefault("model", self.model)
         return self._seal(Message("client_submit", request, 1, fields))
+
+    def hello(self) -> Message:
+        """Asks who is there: the answer is a hello, too."""
+        return self._seal(Message("hello"))
 
     def cancel(self, request: bytes) -> Message:
         return self._seal(Message("client_cancel", request, 1))
