@@ -12,9 +12,19 @@
 #include "certificates.h"
 #include "cli.h"
 
+/* An actor that was started anew says nothing to clients that it has not heard of: after this
+ * silence it is asked who it is. */
+enum { ASK_US = 1000000 };
+
 struct client {
     void *context, *socket;
     uint64_t epoch, sequence;
+    uint64_t life; /* epoch of the actor that has what was sent since client_greet; 0: not known */
+    uint64_t spoke_us, asked_us; /* when the actor said anything; when it was asked */
+    uint64_t heard_us;           /* when it said what counts in client_silence_us */
+    /* It was silent: it lives, but drops the requests of a client whose connection broke.  Until
+     * more of them is heard its heartbeats prove nothing. */
+    bool is_doubtful;
     zmq_msg_t frame; /* what BYTES of the message received last point into */
     size_t used;     /* of the frame; the rest holds further messages */
     uint8_t *out;
@@ -84,6 +94,57 @@ err_t client_send(client_t *self, msg_t *m)
     return zmq_send(self->socket, self->out, size, ZMQ_DONTWAIT) < 0 ? ERR_OVERLOAD : ERR_OK;
 }
 
+/* It is answered by a hello. */
+static err_t say_hello(client_t *self)
+{
+    msg_t hello;
+    msg_init(&hello, MSG_hello);
+    return client_send(self, &hello);
+}
+
+err_t client_greet(client_t *self)
+{
+    self->life = 0; /* it may have been started anew since it was heard last */
+    self->heard_us = now_us();
+    self->is_doubtful = false;
+    return say_hello(self);
+}
+
+uint64_t client_silence_us(const client_t *self)
+{
+    return now_us() - self->heard_us;
+}
+
+/* Where nothing came: ask, but not before the first hello was answered. */
+static void ask(client_t *self)
+{
+    uint64_t now = now_us();
+    if (self->life == 0 || now - self->spoke_us < ASK_US || now - self->asked_us < ASK_US) return;
+    self->asked_us = now;
+    self->is_doubtful = true;
+    err_t error = say_hello(self);
+    (void)error; /* a link that is full holds earlier questions */
+}
+
+static bool is_of_link(const msg_t *m)
+{
+    return m->type == MSG_hello || m->type == MSG_heartbeat;
+}
+
+/* Learn which life of the actor speaks, and that it does.  False: another one than before. */
+static bool meet(client_t *self, const msg_t *m)
+{
+    self->spoke_us = now_us();
+    if (self->life == 0 && m->type == MSG_hello) self->life = m->header.epoch;
+    if (self->life && self->life != m->header.epoch) {
+        self->life = m->header.epoch;
+        return false;
+    }
+    if (!is_of_link(m)) self->is_doubtful = false;
+    if (!is_of_link(m) || (self->life && !self->is_doubtful)) self->heard_us = self->spoke_us;
+    return true;
+}
+
 /* Have unread bytes in the frame, waiting for the next one if need be. */
 static err_t fill(client_t *self, int timeout_ms)
 {
@@ -100,7 +161,10 @@ err_t client_receive(client_t *self, msg_t *m, int timeout_ms)
     for (;;) {
         uint64_t now = now_us();
         err_t error = fill(self, now < end_us ? (int)((end_us - now) / 1000) : 0);
-        if (error) return error;
+        if (error) {
+            ask(self);
+            return error;
+        }
         const uint8_t *bytes = zmq_msg_data(&self->frame);
         size_t used = 0;
         if (msg_decode(m, bytes + self->used, zmq_msg_size(&self->frame) - self->used, &used) !=
@@ -109,6 +173,7 @@ err_t client_receive(client_t *self, msg_t *m, int timeout_ms)
             continue;
         }
         self->used += used;
-        if (m->type != MSG_hello && m->type != MSG_heartbeat) return ERR_OK;
+        if (!meet(self, m)) return ERR_LOST;
+        if (!is_of_link(m)) return ERR_OK;
     }
 }

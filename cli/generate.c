@@ -84,6 +84,8 @@ static err_t submit(client_t *ingress, stream_t *stream, const generate_request_
     m.client_submit.sampling = stream->options->sampling;
     if (!stream->options->has_seed) m.client_submit.sampling.seed = stream->request.lo;
     m.client_submit.content = (bytes_t){ request->content, request->content_size };
+    err_t error = client_greet(ingress);
+    if (error) return error;
     return client_send(ingress, &m);
 }
 
@@ -136,6 +138,13 @@ static int fail(const msg_client_failed_t *failed)
     return EXIT_FAILED;
 }
 
+static int fail_lost(void)
+{
+    complain("ingress was started anew while it held the request");
+    complain("trying again may succeed");
+    return EXIT_FAILED;
+}
+
 /* Returns an exit code, or -1: go on. */
 static int take(stream_t *stream, const msg_t *m)
 {
@@ -167,21 +176,22 @@ int generate(client_t *ingress, const generate_options_t *given, const generate_
         complain("the request cannot be sent: %s", error_descs[error].doc);
         return error == ERR_TOO_LARGE ? EXIT_FAILED : EXIT_UNREACHABLE;
     }
-    uint64_t heard_us = now_us(), patience_us = SILENCE_US;
-    while (now_us() - heard_us < patience_us) {
-        if (request->is_cancelled && *request->is_cancelled && patience_us != CANCEL_US) {
-            patience_us =
-                CANCEL_US; /* who pressed Ctrl-C does not want to wait for a dead server */
+    uint64_t cancelled_us = 0;
+    while (cancelled_us ? now_us() - cancelled_us < CANCEL_US
+                        : client_silence_us(ingress) < SILENCE_US) {
+        if (request->is_cancelled && *request->is_cancelled && !cancelled_us) {
+            cancelled_us = now_us(); /* who pressed Ctrl-C does not want to wait */
             cancel(ingress, stream.request);
         }
-        if (client_receive(ingress, &m, LOOK_MS) != ERR_OK) continue;
-        heard_us = now_us();
+        error = client_receive(ingress, &m, LOOK_MS);
+        if (error == ERR_LOST) return fail_lost();
+        if (error) continue;
         int code = take(&stream, &m);
         if (code >= 0) return code;
     }
-    if (patience_us == SILENCE_US) cancel(ingress, stream.request);
+    if (!cancelled_us) cancel(ingress, stream.request);
     complain("nothing was heard of the request for %d s; is the company up? (`troupe status`)",
-             (int)(patience_us / 1000000));
+             (cancelled_us ? CANCEL_US : SILENCE_US) / 1000000);
     return EXIT_UNREACHABLE;
 }
 

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 
 import pytest
@@ -141,6 +142,26 @@ def test_company_is_shown_talked_to_and_not_started_twice():
         assert first.returncode == 0 and first.stdout == second.stdout
         again = troupe("up", "--config", str(running.config))
         assert again.returncode == 1 and b"already runs" in again.stderr
+
+
+def test_request_of_an_ingress_that_was_killed_fails_at_once():
+    """The new ingress knows nothing of the request, and says nothing to a client that it has not heard of."""
+    with company({"engine": {"kind": "stub", "stub_token_us": 20000}}) as running:
+        where = ["--set", f"wire.directory={running.directory}"]
+
+        def pid_of_ingress():  # the supervisor tells the director a moment after it is ready
+            status = json.loads(out(troupe("status", "--json", *where)))
+            return next(actor.get("pid") for actor in status["actors"] if actor["role"] == "ingress")
+        pid = wait_until(pid_of_ingress, 10, "troupe status shows ingress")
+        process = subprocess.Popen([str(TROUPE), "complete", "The", "-n", "2000", *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.read(1)
+        os.kill(pid, signal.SIGKILL)
+        try:
+            _, errors = process.communicate(timeout=10)
+        finally:
+            process.kill()
+        assert process.returncode == 1 and b"started anew" in errors and b"trying again" in errors
+        wait_until(lambda: troupe("complete", "The", "-n", "2", *where).returncode == 0, 10, "the next request is served")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--one-process"]])
