@@ -70,11 +70,13 @@ typedef struct {
     request_id_t request;
     bool is_reasoning; /* what was printed last */
     bool has_printed, has_answer;
+    bool has_gap; /* what the answer begins with is no part of it */
 } stream_t;
 
 static err_t submit(client_t *ingress, stream_t *stream, const generate_request_t *request)
 {
     static msg_t m;
+    if (request->content_size > CONTENT_MAX) return ERR_TOO_LARGE;
     msg_init(&m, MSG_client_submit);
     m.header.request = stream->request;
     m.header.attempt = 1;
@@ -115,8 +117,10 @@ static void keep(generate_answer_t *answer, bytes_t text)
 static void print_part(stream_t *stream, bytes_t part, bool is_reasoning)
 {
     const char *at = part.data, *end = at + part.size;
-    /* Models put empty lines between reasoning and answer; people need one line break. */
-    if (!is_reasoning && !stream->has_answer)
+    /* Models put empty lines between reasoning and answer; people need one line break.  Those that
+     * continue a text belong to it. */
+    if (is_reasoning && at < end) stream->has_gap = true;
+    if (!is_reasoning && stream->has_gap && !stream->has_answer)
         while (at < end && *at == '\n') at++;
     if (at == end || (is_reasoning && stream->options->is_thinking_hidden)) return;
     stream->has_answer |= !is_reasoning;
@@ -169,7 +173,10 @@ int generate(client_t *ingress, const generate_options_t *given, const generate_
              generate_answer_t *answer)
 {
     static msg_t m;
-    stream_t stream = { .options = given, .answer = answer, .request = client_request_id(ingress) };
+    stream_t stream = { .options = given,
+                        .answer = answer,
+                        .request = client_request_id(ingress),
+                        .has_gap = request->kind == CONTENT_CHAT };
     *answer = (generate_answer_t){ .text = NULL };
     err_t error = submit(ingress, &stream, request);
     if (error) {

@@ -162,6 +162,26 @@ def test_request_of_an_ingress_that_was_killed_fails_at_once():
             process.kill()
         assert process.returncode == 1 and b"started anew" in errors and b"trying again" in errors
         wait_until(lambda: troupe("complete", "The", "-n", "2", *where).returncode == 0, 10, "the next request is served")
+def where_of(running) -> list[str]:
+    return ["--set", f"wire.directory={running.directory}"]
+
+
+def test_more_text_than_a_message_holds_is_refused(tiny):
+    """Broken: a large file on standard input ends the program with an assertion."""
+    for command in ("complete", "chat"):
+        done = troupe(command, *where_of(tiny), text="a" * ((4 << 20) + 1))
+        assert done.returncode == 1 and b"larger than allowed" in done.stderr, done.stderr
+
+
+def test_complete_prints_the_line_breaks_that_continue_a_text(tiny):
+    """Broken: a continuation that begins with a line break is printed as another text than the API answers."""
+    prompt = "<｜User｜>What is 946 - 23?<｜Assistant｜><think>\nI subtract.</think>"
+    _, answer = tiny.post("/v1/completions", {"prompt": prompt, "max_tokens": 40, "temperature": 0})
+    expected = answer["choices"][0]["text"]
+    assert expected.startswith("\n")
+    assert out(troupe("complete", prompt, "-n", "40", *where_of(tiny))) == expected + "\n"
+    chat = out(troupe("chat", "What is 946 - 23?", "--hide-thinking", *where_of(tiny)))
+    assert chat and not chat.startswith("\n"), "between reasoning and answer they are not wanted"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--one-process"]])
