@@ -110,6 +110,10 @@ static int converse(client_t *ingress, const generate_options_t *given, cJSON *m
             if (code == EXIT_UNREACHABLE) break;
         }
     }
+    if (ferror(stdin) && errno != EINTR) {
+        complain("standard input: %s", strerror(errno));
+        code = EXIT_FAILED;
+    }
     free(line);
     return code;
 }

@@ -151,7 +151,7 @@ static int show(const status_arguments_t *given, const config_t *config, client_
         fflush(stdout);
         cJSON_Delete(before);
         before = status;
-        if (!given->is_watch) break;
+        if (!given->is_watch || ferror(stdout)) break;
         sleep(1);
     }
     cJSON_Delete(before);

@@ -1,7 +1,9 @@
 /* cli/input.c - a whole stream as one text. */
 #include "input.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cli.h"
 
@@ -12,6 +14,7 @@ bool input_read(input_t *self, FILE *from)
     while (self->text) {
         self->size += fread(self->text + self->size, 1, cap - self->size, from);
         self->text[self->size] = 0;
+        if (ferror(from)) return complain("standard input: %s", strerror(errno)), false;
         if (self->size < cap) return true;
         if (cap >= INPUT_BYTES_MAX) break;
         cap *= 2;

@@ -13,8 +13,8 @@ typedef struct {
     size_t size;
 } input_t;
 
-/* Read to the end.  False: too large, or no memory; standard error has said so.  input_free in any
- * case. */
+/* Read to the end.  False: too large, unreadable, or no memory; standard error has said so.
+ * input_free in any case. */
 bool input_read(input_t *self, FILE *from);
 void input_free(input_t *self);
 

@@ -1,6 +1,10 @@
 /* cli/main.c - the program troupe: finds the subcommand and runs it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
 
@@ -42,12 +46,31 @@ static const command_t *find(const char *name)
     return NULL;
 }
 
+/* As with `troupe status | head`: who read standard output has had enough, which is no failure. */
+static bool is_reader_gone(void)
+{
+    struct pollfd output = { .fd = STDOUT_FILENO, .events = POLLOUT };
+    return poll(&output, 1, 0) == 1 && (output.revents & (POLLERR | POLLHUP));
+}
+
+/* What a command prints may reach its file only now; that it did not is a failure of the command.
+ */
+static int finish(int code)
+{
+    errno = 0;
+    bool is_written = fflush(stdout) == 0 && !ferror(stdout);
+    if (code != EXIT_OK || is_written || is_reader_gone()) return code;
+    complain("standard output cannot be written%s%s", errno ? ": " : "",
+             errno ? strerror(errno) : "");
+    return EXIT_FAILED;
+}
+
 static int run(const command_t *command, int count, char **arguments)
 {
     char name[64];
     snprintf(name, sizeof name, "troupe %s", command->name);
     arguments[0] = name;
-    return command->run(count, arguments);
+    return finish(command->run(count, arguments));
 }
 
 /* `troupe help NAME` is `troupe NAME --help`. */
@@ -56,11 +79,21 @@ static int help(int count, char **arguments)
     const command_t *command = count > 2 ? find(arguments[2]) : NULL;
     if (command) return run(command, 2, (char *[]){ NULL, (char[]){ "--help" }, NULL });
     print_help(stdout);
-    return EXIT_OK;
+    return finish(EXIT_OK);
+}
+
+/* A standard stream that is closed must not become a socket of ours: its number is taken by a file
+ * that can only be used the other way round, so that reading or writing it fails as before. */
+static void hold_closed_streams(void)
+{
+    static const int modes[] = { O_WRONLY, O_RDONLY, O_RDONLY };
+    for (int stream = 0; stream < 3; stream++)
+        if (fcntl(stream, F_GETFD) < 0) (void)open("/dev/null", modes[stream]);
 }
 
 int main(int count, char **arguments)
 {
+    hold_closed_streams();
     if (count < 2) {
         print_help(stderr);
         return EXIT_USAGE;

@@ -25,6 +25,10 @@ def out(done) -> str:
     return done.stdout.decode()
 
 
+def where_of(running) -> list[str]:
+    return ["--set", f"wire.directory={running.directory}"]
+
+
 def test_tokenize_prints_the_ids_and_decodes_them():
     for case in CASES[:20]:
         done = troupe("tokenize", "--tokenizer", str(TINY), text=case["text"])
@@ -164,6 +168,30 @@ def test_request_of_an_ingress_that_was_killed_fails_at_once():
         wait_until(lambda: troupe("complete", "The", "-n", "2", *where).returncode == 0, 10, "the next request is served")
 def where_of(running) -> list[str]:
     return ["--set", f"wire.directory={running.directory}"]
+@pytest.mark.parametrize("arguments", [
+    ["version"], ["help"], ["config", "show"], ["completion", "bash"], ["tokenize", "--tokenizer", str(TINY)],
+    ["run", "--model", str(TINY), "--ids", "1", "-n", "1", "--json"]])
+def test_output_that_is_lost_is_a_failure(arguments):
+    """Broken: a script goes on with an empty file because the disk was full."""
+    for redirection in (">/dev/full", ">&-"):
+        done = subprocess.run(["sh", "-c", f'"$@" {redirection}', "sh", str(TROUPE), *arguments], input=b"Hello", capture_output=True,
+                              timeout=60, check=False)
+        assert done.returncode == 1 and b"standard output cannot be written" in done.stderr, (redirection, done.stderr)
+
+
+def test_a_reader_that_has_had_enough_is_no_failure():
+    done = subprocess.run(["bash", "-c", 'trap "" PIPE; "$@" | true; exit ${PIPESTATUS[0]}', "bash", str(TROUPE), "config", "show"],
+                          capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("command", ["tokenize", "complete", "chat"])
+def test_input_that_cannot_be_read_is_not_taken_as_empty(tiny, command):
+    where = ["--tokenizer", str(TINY)] if command == "tokenize" else where_of(tiny)
+    for redirection in ("</", "<&-"):
+        done = subprocess.run(["sh", "-c", f'"$@" {redirection}', "sh", str(TROUPE), command, *where], capture_output=True,
+                              timeout=60, check=False)
+        assert done.returncode == 1 and b"standard input: " in done.stderr and not done.stdout, (redirection, done)
 
 
 def test_more_text_than_a_message_holds_is_refused(tiny):
