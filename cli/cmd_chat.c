@@ -8,6 +8,7 @@
 #include "cli.h"
 #include "company.h"
 #include "generate.h"
+#include "input.h"
 
 typedef struct {
     config_options_t config;
@@ -90,17 +91,28 @@ static void prompt(void)
     fflush(stdout);
 }
 
+/* A line as a C string; false: it is none, and standard error has said why. */
+static bool is_question(const char *line, size_t size)
+{
+    if (strlen(line) == size) return input_is_text("the message", line, size);
+    complain("the message holds a NUL character at position %zu", strlen(line));
+    return false;
+}
+
 /* Lines until the end of input.  Returns the code of the last answer. */
 static int converse(client_t *ingress, const generate_options_t *given, cJSON *messages)
 {
     char *line = NULL;
     size_t cap = 0;
+    ssize_t size;
     int code = EXIT_OK;
     if (is_terminal(stdin))
         puts("Ctrl-C ends an answer, Ctrl-D the conversation; /new begins another.");
-    for (prompt(); getline(&line, &cap, stdin) > 0; prompt()) {
-        line[strcspn(line, "\n")] = 0;
-        if (strcmp(line, "/new") == 0) {
+    for (prompt(); (size = getline(&line, &cap, stdin)) > 0; prompt()) {
+        if (line[size - 1] == '\n') line[--size] = 0;
+        if (!is_question(line, (size_t)size)) {
+            code = EXIT_FAILED;
+        } else if (strcmp(line, "/new") == 0) {
             int first =
                 cJSON_GetArraySize(messages) > 0 &&
                 strcmp(cJSON_GetObjectItem(messages->child, "role")->valuestring, "system") == 0;
@@ -116,6 +128,14 @@ static int converse(client_t *ingress, const generate_options_t *given, cJSON *m
     }
     free(line);
     return code;
+}
+
+static bool are_texts(const chat_arguments_t *given)
+{
+    const char *system = given->system ? given->system : "";
+    const char *message = given->message ? given->message : "";
+    return input_is_text("--system", system, strlen(system)) &&
+           input_is_text("the message", message, strlen(message));
 }
 
 static int talk(const chat_arguments_t *given, const config_t *config)
@@ -152,6 +172,7 @@ int cmd_chat(int count, char **arguments)
     chat_arguments_t given = { .system = NULL };
     generate_defaults(&given.generate);
     parse_options(&argp, count, arguments, &given);
+    if (!are_texts(&given)) return EXIT_FAILED;
     const config_loaded_t *loaded = config_open(&given.config, true);
     if (!loaded) return EXIT_CONFIGURATION;
     if (!company_is_running(&loaded->config) && loaded->config.wire.carrier == 0) {

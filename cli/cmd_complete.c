@@ -68,7 +68,9 @@ int cmd_complete(int count, char **arguments)
     generate_request_t request = { .kind = CONTENT_TEXT,
                                    .content = given.prompt ? given.prompt : input.text };
     request.content_size = given.prompt ? strlen(given.prompt) : input.size;
-    int code = complete(&given, &loaded->config, &request);
+    bool is_text = input_is_text(given.prompt ? "PROMPT" : "standard input", request.content,
+                                 request.content_size);
+    int code = is_text ? complete(&given, &loaded->config, &request) : EXIT_FAILED;
     input_free(&input);
     return code;
 }

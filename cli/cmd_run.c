@@ -7,6 +7,7 @@
 #include "../runtime/engine/core.h"
 #include "../runtime/model/tokenizer.h"
 #include "cli.h"
+#include "input.h"
 
 enum { ROWS_MAX = 512, RESULTS_MAX = 4, TOP_SHOWN = 5 };
 
@@ -101,6 +102,7 @@ static bool read_ids(run_t *run)
 static bool read_prompt(run_t *run)
 {
     const char *text = run->given->prompt;
+    if (!input_is_text("--prompt", text, strlen(text))) return false;
     run->tokens[0] = run->model.begin_token;
     size_t count = tokenizer_encode(run->tokenizer, text, strlen(text), true, run->tokens + 1,
                                     run->context - 1);

@@ -1,6 +1,7 @@
 /* cli/cmd_tokenize.c - troupe tokenize: text to ids and back. */
 #include <cjson/cJSON.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../runtime/model/tokenizer.h"
 #include "cli.h"
@@ -35,6 +36,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
 
 static int encode(tokenizer_t *tokenizer, const input_t *input, bool is_plain)
 {
+    if (!input_is_text("standard input", input->text, input->size)) return EXIT_FAILED;
     uint32_t *ids = malloc((3 * input->size + 1) *
                            sizeof *ids); /* a byte gives at most three ids: U+FFFD's bytes */
     if (!ids) return EXIT_FAILED;
@@ -47,28 +49,44 @@ static int encode(tokenizer_t *tokenizer, const input_t *input, bool is_plain)
     return EXIT_OK;
 }
 
+static bool is_id(const cJSON *item, uint32_t vocab)
+{
+    return cJSON_IsNumber(item) && item->valuedouble >= 0 && item->valuedouble < vocab &&
+           item->valuedouble == (uint32_t)item->valuedouble;
+}
+
+/* The whole input is one JSON array of ids. */
+static cJSON *read_ids(const input_t *input, uint32_t vocab)
+{
+    const char *end = input->text;
+    cJSON *list = cJSON_ParseWithLengthOpts(input->text, input->size, &end, false);
+    const cJSON *item;
+    bool is_good = cJSON_IsArray(list) && end + strspn(end, " \t\r\n") == input->text + input->size;
+    cJSON_ArrayForEach(item, list) is_good = is_good && is_id(item, vocab);
+    if (is_good) return list;
+    cJSON_Delete(list);
+    return NULL;
+}
+
 static int decode(tokenizer_t *tokenizer, const input_t *input)
 {
-    cJSON *list = cJSON_ParseWithLength(input->text, input->size);
+    cJSON *list = read_ids(input, tokenizer_vocab(tokenizer));
     const cJSON *item;
     detokenizer_t held = { .held_count = 0 };
     char text[DETOKENIZER_EMIT_MAX];
-    int code = cJSON_IsArray(list) ? EXIT_OK : EXIT_FAILED;
+    if (!list) {
+        complain("--decode needs a JSON array of ids from 0 to %u", tokenizer_vocab(tokenizer) - 1);
+        return EXIT_FAILED;
+    }
     cJSON_ArrayForEach(item, list)
     {
-        bool is_id = cJSON_IsNumber(item) && item->valuedouble >= 0 &&
-                     item->valuedouble < tokenizer_vocab(tokenizer);
-        if (!is_id) code = EXIT_FAILED;
-        if (code) break;
         size_t size = detokenizer_push(&held, tokenizer, (uint32_t)item->valuedouble, false, text,
                                        sizeof text);
         fwrite(text, 1, size, stdout);
     }
     fwrite(text, 1, detokenizer_finish(&held, text, sizeof text), stdout);
-    if (code)
-        complain("--decode needs a JSON array of ids from 0 to %u", tokenizer_vocab(tokenizer) - 1);
     cJSON_Delete(list);
-    return code;
+    return EXIT_OK;
 }
 
 int cmd_tokenize(int count, char **arguments)

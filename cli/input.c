@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../runtime/model/tokenizer_utf8.h"
 #include "cli.h"
 
 bool input_read(input_t *self, FILE *from)
@@ -23,6 +24,15 @@ bool input_read(input_t *self, FILE *from)
         self->text = larger;
     }
     complain("standard input is larger than %d bytes", INPUT_BYTES_MAX);
+    return false;
+}
+
+bool input_is_text(const char *what, const char *text, size_t size)
+{
+    size_t good = utf8_valid_size((const uint8_t *)text, size);
+    if (good == size) return true;
+    complain("%s must be UTF-8, but byte 0x%02x at position %zu is not", what,
+             (unsigned)(unsigned char)text[good], good);
     return false;
 }
 

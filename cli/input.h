@@ -18,4 +18,8 @@ typedef struct {
 bool input_read(input_t *self, FILE *from);
 void input_free(input_t *self);
 
+/* Whether a text is UTF-8, which is all that models know; if not, standard error has said where in
+ * `what` it is not. */
+bool input_is_text(const char *what, const char *text, size_t size);
+
 #endif

@@ -37,10 +37,10 @@ def test_tokenize_prints_the_ids_and_decodes_them():
         assert back.returncode == 0 and out(back) == case["text"]
 
 
-@pytest.mark.parametrize("text", ["", "[1, -2]", "[1.0e99]", "{}", "[\"a\"]"])
+@pytest.mark.parametrize("text", ["", "[1, -2]", "[1.0e99]", "{}", "[\"a\"]", "[2.9]", "[300, 2.5]", "[300] [301]", "[300]\0"])
 def test_decode_refuses_what_are_no_ids(text):
     done = troupe("tokenize", "--tokenizer", str(TINY), "--decode", text=text)
-    assert done.returncode == 1 and b"JSON array of ids" in done.stderr
+    assert done.returncode == 1 and b"JSON array of ids" in done.stderr and not done.stdout
 
 
 def test_run_continues_ids_and_text():
@@ -199,6 +199,25 @@ def test_more_text_than_a_message_holds_is_refused(tiny):
     for command in ("complete", "chat"):
         done = troupe(command, *where_of(tiny), text="a" * ((4 << 20) + 1))
         assert done.returncode == 1 and b"larger than allowed" in done.stderr, done.stderr
+
+
+def test_what_is_no_text_is_refused_in_the_words_of_who_wrote_it(tiny):
+    """Broken: the model is asked something else than was written, or an error speaks of a JSON body that nobody wrote."""
+    bad, where = b"ab\xff", where_of(tiny)
+
+    def said(*arguments, stdin=b"") -> str:
+        done = subprocess.run([str(TROUPE), *arguments], input=stdin, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 1 and not done.stdout.strip(), done
+        return done.stderr.decode()
+    byte = "must be UTF-8, but byte 0xff at position 2 is not"
+    assert f"standard input {byte}" in said("tokenize", "--tokenizer", str(TINY), stdin=bad)
+    assert f"standard input {byte}" in said("complete", *where, stdin=bad)
+    assert f"PROMPT {byte}" in said("complete", bad, *where)
+    assert f"--prompt {byte}" in said("run", "--model", str(TINY), "--prompt", bad)
+    assert f"the message {byte}" in said("chat", bad, *where)
+    assert f"--system {byte}" in said("chat", "--system", bad, "Hello", *where)
+    assert f"the message {byte}" in said("chat", *where, stdin=bad + b"\n")
+    assert "the message holds a NUL character at position 2" in said("chat", *where, stdin=b"ab\0cd\n")
 
 
 def test_complete_prints_the_line_breaks_that_continue_a_text(tiny):
