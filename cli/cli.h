@@ -46,6 +46,10 @@ config_loaded_t *config_open(const config_options_t *options, bool is_client);
 /* Parse with argp; wrong usage ends the program with EXIT_USAGE. */
 void parse_options(const struct argp *argp, int count, char **arguments, void *input);
 
+/* The value of an option that takes a whole number; any other value is wrong usage. */
+uint64_t option_number(const char *option, const char *value, uint64_t least, uint64_t most,
+                       const struct argp_state *state);
+
 /* Log as the configuration says.  False: standard error has said why. */
 bool open_log(const config_t *config);
 

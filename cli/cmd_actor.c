@@ -1,6 +1,4 @@
 /* cli/cmd_actor.c - troupe actor: one actor in this process; what the supervisor starts. */
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "../runtime/world.h"
@@ -28,16 +26,6 @@ static int role_of(const char *name)
     return -1;
 }
 
-static uint64_t number_of(const char *text, uint64_t most, struct argp_state *state)
-{
-    char *end = NULL;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (errno || *text == '-' || *end || end == text || value > most)
-        argp_error(state, "\"%s\" is no number from 0 to %llu", text, (unsigned long long)most);
-    return value;
-}
-
 static error_t parse(int key, char *value, struct argp_state *state)
 {
     actor_arguments_t *self = state->input;
@@ -50,10 +38,10 @@ static error_t parse(int key, char *value, struct argp_state *state)
         if (self->role < 0) argp_error(state, "there is no actor \"%s\"", value);
         return 0;
     case 'i':
-        self->index = (uint32_t)number_of(value, INDEX_MAX, state);
+        self->index = (uint32_t)option_number("--index", value, 0, INDEX_MAX, state);
         return 0;
     case 'e':
-        self->epoch = number_of(value, UINT64_MAX, state);
+        self->epoch = option_number("--epoch", value, 0, UINT64_MAX, state);
         return 0;
     case ARGP_KEY_END:
         if (self->role < 0) argp_error(state, "--role is needed");

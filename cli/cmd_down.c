@@ -1,5 +1,4 @@
 /* cli/cmd_down.c - troupe down: stop the company. */
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -22,13 +21,10 @@ static error_t parse(int key, char *value, struct argp_state *state)
     down_arguments_t *self = state->input;
     if (key == ARGP_KEY_INIT)
         state->child_inputs[0] = &self->config;
-    else if (key == 'd') {
-        char *end = NULL;
-        unsigned long seconds = strtoul(value, &end, 10);
-        if (end == value || *end || seconds > DRAIN_SECONDS_MAX)
-            argp_error(state, "--drain must be from 0 to %d", DRAIN_SECONDS_MAX);
-        self->drain_seconds = (uint32_t)seconds;
-    } else
+    else if (key == 'd')
+        self->drain_seconds =
+            (uint32_t)option_number("--drain", value, 0, DRAIN_SECONDS_MAX, state);
+    else
         return ARGP_ERR_UNKNOWN;
     return 0;
 }

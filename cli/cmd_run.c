@@ -50,7 +50,6 @@ static const struct argp_option options[] = {
 static error_t parse(int key, char *value, struct argp_state *state)
 {
     run_arguments_t *self = state->input;
-    char *end = NULL;
     switch (key) {
     case 'm':
         self->model = value;
@@ -68,9 +67,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
         self->is_json = true;
         return 0;
     case 'n':
-        self->max_tokens = (uint32_t)strtoul(value, &end, 10);
-        if (*end || end == value || self->max_tokens == 0 || self->max_tokens > CONTEXT_MAX)
-            argp_error(state, "--max-tokens must be from 1 to %d", CONTEXT_MAX);
+        self->max_tokens = (uint32_t)option_number("--max-tokens", value, 1, CONTEXT_MAX, state);
         return 0;
     case ARGP_KEY_END:
         if (!self->prompt == !self->ids) argp_error(state, "either --prompt or --ids is needed");

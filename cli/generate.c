@@ -10,6 +10,9 @@ enum { SILENCE_US = 120 * 1000000, CANCEL_US = 5 * 1000000, LOOK_MS = 200 };
 
 /* ---- options ---- */
 
+/* What JSON can say exactly: the HTTP API can repeat what was said here. */
+static const uint64_t SEED_MAX = (uint64_t)1 << 53;
+
 enum { KEY_TOP_P = 512, KEY_SEED, KEY_KEY, KEY_HIDE };
 static const struct argp_option options[] = {
     { "max-tokens", 'n', "N", 0, "tokens to generate at most (default: as many as fit)", 10 },
@@ -36,7 +39,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
 {
     generate_options_t *self = state->input;
     if (key == 'n')
-        self->max_tokens = (uint32_t)real_of(value, 1, CONTEXT_MAX, state);
+        self->max_tokens = (uint32_t)option_number("--max-tokens", value, 1, CONTEXT_MAX, state);
     else if (key == 'T')
         self->sampling.temperature = (float)real_of(value, 0, 2, state);
     else if (key == KEY_TOP_P)
@@ -46,7 +49,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
     else if (key == KEY_HIDE)
         self->is_thinking_hidden = true;
     else if (key == KEY_SEED) {
-        self->sampling.seed = (uint64_t)real_of(value, 0, 0x1p53, state);
+        self->sampling.seed = option_number("--seed", value, 0, SEED_MAX, state);
         self->has_seed = true;
     } else
         return ARGP_ERR_UNKNOWN;

@@ -1,4 +1,6 @@
 /* cli/options.c - the configuration that a subcommand works with. */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -33,6 +35,19 @@ void parse_options(const struct argp *argp, int count, char **arguments, void *i
 {
     argp_err_exit_status = EXIT_USAGE;
     argp_parse(argp, count, arguments, 0, NULL, input);
+}
+
+uint64_t option_number(const char *option, const char *value, uint64_t least, uint64_t most,
+                       const struct argp_state *state)
+{
+    char *end = NULL;
+    errno = 0;
+    unsigned long long number = strtoull(value, &end, 10);
+    /* strtoull would take spaces and signs, and wrap -1 round. */
+    if (*value < '0' || *value > '9' || *end || errno || number < least || number > most)
+        argp_error(state, "%s must be a whole number from %llu to %llu, not \"%s\"", option,
+                   (unsigned long long)least, (unsigned long long)most, value);
+    return number;
 }
 
 const char *embedded_model(void)
