@@ -72,7 +72,7 @@ static int ask(client_t *ingress, const generate_options_t *given, cJSON *messag
                                    .content_size = strlen(json),
                                    .is_cancelled = &is_interrupted };
     int code = generate(ingress, given, &request, &answer);
-    putchar('\n');
+    if (code == EXIT_OK || answer.has_printed) putchar('\n');
     char *text = code == EXIT_OK ? strndup(answer.text ? answer.text : "", answer.size) : NULL;
     if (text)
         add_message(messages, "assistant", text);

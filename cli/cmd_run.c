@@ -82,9 +82,10 @@ static error_t parse(int key, char *value, struct argp_state *state)
 static bool read_ids(run_t *run)
 {
     const char *at = run->given->ids;
-    for (char *end; *at; at = *end == ',' ? end + 1 : end) {
+    char *end;
+    do {
         unsigned long id = strtoul(at, &end, 10);
-        if (end == at || (*end && *end != ',') || id >= run->model.vocab ||
+        if (end == at || (*end && *end != ',') || strchr(at, '-') || id >= run->model.vocab ||
             run->prompt_count == run->context) {
             complain(
                 "--ids: \"%.20s\": ids from 0 to %u with commas between, at most %u, are needed",
@@ -92,8 +93,9 @@ static bool read_ids(run_t *run)
             return false;
         }
         run->tokens[run->prompt_count++] = (uint32_t)id;
-    }
-    return run->prompt_count > 0;
+        at = *end == ',' ? end + 1 : end;
+    } while (*at);
+    return true;
 }
 
 static bool read_prompt(run_t *run)
@@ -111,21 +113,23 @@ static bool read_prompt(run_t *run)
 
 /* ---- the engine ---- */
 
+/* Options of this command are named as such when the configuration refuses them. */
+static err_t assign(run_t *run, config_index_t key, const char *option, const char *text)
+{
+    return config_assign(
+        &run->config,
+        &(config_value_t){
+            .key = key, .texts = &text, .count = 1, .is_plain = true, .where = option });
+}
+
 static err_t configure(run_t *run)
 {
-    char path[4200], ops[64];
     config_init(&run->config);
-    snprintf(path, sizeof path, "model.path=%s", run->given->model);
-    snprintf(ops, sizeof ops, "engine.ops=%s", run->given->ops);
-    const char *const sets[] = { path,
-                                 ops,
-                                 "company.prefill_workers=1",
-                                 "company.prefill_ep=1",
-                                 "company.decode_workers=1",
-                                 "company.decode_ep=1" };
-    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
-        if (config_set(&run->config, sets[i]) != ERR_OK) return ERR_CONFIG;
-    return ERR_OK;
+    config_t *config = &run->config.config;
+    config->company.prefill_workers = config->company.prefill_ep = 1;
+    config->company.decode_workers = config->company.decode_ep = 1;
+    err_t error = assign(run, CONFIG_model_path, "--model", run->given->model);
+    return error ? error : assign(run, CONFIG_engine_ops, "--ops", run->given->ops);
 }
 
 static void show_loading(void *context, double fraction)
@@ -156,22 +160,32 @@ static err_t open_core(run_t *run, error_text_t *why)
     return engine_ops_class.open(&run->core, &engine, why);
 }
 
-static bool open_run(run_t *run)
+/* What is known of configuration and model before anything is computed.  False: refused, and
+ * standard error has said why. */
+static bool read_model(run_t *run)
 {
     error_text_t why = { "" };
     if (configure(run) != ERR_OK) return complain("%s", run->config.error), false;
-    err_t error = model_config_read(&run->model, run->given->model, &why);
-    if (error) return complain("%s", why.text), false;
+    config_word_t ops = config_word(CONFIG_engine_ops, run->config.config.engine.ops);
+    if (!ops_find(ops.text)) return complain("--ops: this machine cannot run %s", ops.text), false;
+    bool is_good = model_config_read(&run->model, run->given->model, &why) == ERR_OK;
+    if (is_good) run->tokenizer = tokenizer_new(run->given->model, &why);
+    if (is_good && (run->tokenizer || run->given->ids)) return true;
+    complain("%s", why.text);
+    return false;
+}
+
+static bool open_run(run_t *run)
+{
+    error_text_t why = { "" };
     run->context = run->model.context < CONTEXT_MAX ? run->model.context : CONTEXT_MAX;
     run->tokens = calloc(run->context + 1, sizeof *run->tokens);
-    run->tokenizer = tokenizer_new(run->given->model, &why);
-    if (!run->tokenizer && run->given->prompt) return complain("%s", why.text), false;
     if (!run->tokens || !(run->given->ids ? read_ids(run) : read_prompt(run))) return false;
     uint32_t wanted = run->prompt_count + run->given->max_tokens;
     if (wanted < run->context)
         run->context = wanted; /* memory for what is asked, not for what the model could */
     show_loading(NULL, 0);
-    error = open_core(run, &why);
+    err_t error = open_core(run, &why);
     progress_clear();
     if (error) complain("%s", why.text[0] ? why.text : error_descs[error].doc);
     return !error;
@@ -295,6 +309,18 @@ static void print_json(run_t *run)
     free(text);
 }
 
+static int generate_and_print(run_t *run)
+{
+    err_t error = generate_all(run);
+    if (run->given->is_json)
+        print_json(run);
+    else
+        putchar('\n');
+    if (!error) return EXIT_OK;
+    complain("%s", error_descs[error].doc);
+    return EXIT_FAILED;
+}
+
 int cmd_run(int count, char **arguments)
 {
     static const struct argp argp = {
@@ -308,16 +334,9 @@ int cmd_run(int count, char **arguments)
     run_arguments_t given = { .model = embedded_model(), .ops = "auto", .max_tokens = 32 };
     parse_options(&argp, count, arguments, &given);
     run.given = &given;
-    err_t error = ERR_MODEL;
-    bool is_open = open_run(&run);
-    if (is_open) {
-        error = generate_all(&run);
-        if (given.is_json)
-            print_json(&run);
-        else
-            putchar('\n');
-        if (error) complain("%s", error_descs[error].doc);
-    }
+    int code = !read_model(&run) ? EXIT_CONFIGURATION
+               : !open_run(&run) ? EXIT_FAILED
+                                 : generate_and_print(&run);
     close_run(&run);
-    return error ? EXIT_FAILED : EXIT_OK;
+    return code;
 }

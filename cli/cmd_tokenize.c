@@ -103,7 +103,7 @@ int cmd_tokenize(int count, char **arguments)
     tokenizer_t *tokenizer = tokenizer_new(given.dir, &why);
     if (!tokenizer) {
         complain("%s", why.text);
-        return EXIT_FAILED;
+        return EXIT_CONFIGURATION;
     }
     input_t input;
     int code = EXIT_FAILED;

@@ -72,7 +72,7 @@ typedef struct {
     generate_answer_t *answer;
     request_id_t request;
     bool is_reasoning; /* what was printed last */
-    bool has_printed, has_answer;
+    bool has_answer;
     bool has_gap; /* what the answer begins with is no part of it */
 } stream_t;
 
@@ -127,13 +127,13 @@ static void print_part(stream_t *stream, bytes_t part, bool is_reasoning)
         while (at < end && *at == '\n') at++;
     if (at == end || (is_reasoning && stream->options->is_thinking_hidden)) return;
     stream->has_answer |= !is_reasoning;
-    if (stream->has_printed && stream->is_reasoning && !is_reasoning) fputs("\n", stdout);
+    if (stream->answer->has_printed && stream->is_reasoning && !is_reasoning) fputs("\n", stdout);
     fputs(style(stdout, is_reasoning ? STYLE_DIM : STYLE_PLAIN), stdout);
     fwrite(at, 1, (size_t)(end - at), stdout);
     if (is_reasoning) fputs(style(stdout, STYLE_PLAIN), stdout);
     fflush(stdout);
     stream->is_reasoning = is_reasoning;
-    stream->has_printed = true;
+    stream->answer->has_printed = true;
 }
 
 static int fail(const msg_client_failed_t *failed)

@@ -31,6 +31,7 @@ typedef struct {
 typedef struct {
     char *text;
     size_t size, cap;
+    bool has_printed; /* something, of answer or reasoning */
     msg_client_finished_t finished;
 } generate_answer_t;
 

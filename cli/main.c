@@ -53,6 +53,12 @@ static bool is_reader_gone(void)
     return poll(&output, 1, 0) == 1 && (output.revents & (POLLERR | POLLHUP));
 }
 
+static int refuse(const char *name)
+{
+    complain("there is no command \"%s\"; `troupe help` lists them", name);
+    return EXIT_USAGE;
+}
+
 /* What a command prints may reach its file only now; that it did not is a failure of the command.
  */
 static int finish(int code)
@@ -76,10 +82,13 @@ static int run(const command_t *command, int count, char **arguments)
 /* `troupe help NAME` is `troupe NAME --help`. */
 static int help(int count, char **arguments)
 {
-    const command_t *command = count > 2 ? find(arguments[2]) : NULL;
+    if (count < 3) {
+        print_help(stdout);
+        return finish(EXIT_OK);
+    }
+    const command_t *command = find(arguments[2]);
     if (command) return run(command, 2, (char *[]){ NULL, (char[]){ "--help" }, NULL });
-    print_help(stdout);
-    return finish(EXIT_OK);
+    return refuse(arguments[2]);
 }
 
 /* A standard stream that is closed must not become a socket of ours: its number is taken by a file
@@ -104,6 +113,5 @@ int main(int count, char **arguments)
     if (strcmp(name, "--version") == 0) name = "version";
     const command_t *command = find(name);
     if (command) return run(command, count - 1, arguments + 1);
-    complain("there is no command \"%s\"; `troupe help` lists them", name);
-    return EXIT_USAGE;
+    return refuse(name);
 }

@@ -82,9 +82,13 @@ def test_run_shows_its_loading_on_a_terminal_only():
     (["chat", "--seed", "1.9", "Hello"], 64, "--seed must be a whole number from 0 to 9007199254740992, not \"1.9\""),
     (["complete", "-T", "nan", "Hello"], 64, "from 0 to 2"),
     (["down", "--drain", "-1"], 64, "--drain must be a whole number from 0 to 600"),
-    (["run", "--model", "/nonexistent", "--ids", "1"], 1, "/nonexistent"),
+    (["help", "nonsense"], 64, "there is no command \"nonsense\""),
+    (["run", "--model", "/nonexistent", "--ids", "1"], 78, "/nonexistent"),
+    (["run", "--model", str(TINY), "--ids", "1", "--ops", "nonsense"], 78, "--ops: engine.ops is 'nonsense'; allowed are: auto|"),
     (["run", "--model", str(TINY), "--ids", "1,99999"], 1, "--ids"),
-    (["tokenize", "--tokenizer", "/nonexistent"], 1, "No such file"),
+    (["run", "--model", str(TINY), "--ids", ""], 1, "--ids: \"\": ids from 0 to"),
+    (["run", "--model", str(TINY), "--ids", "-18446744073709551615"], 1, "--ids"),
+    (["tokenize", "--tokenizer", "/nonexistent"], 78, "No such file"),
     (["config", "show", "--set", "nonsense.key=1"], 78, "nonsense"),
     (["up", "--set", "model.path=/nonexistent"], 78, "model.path /nonexistent"),
     (["actor", "--role", "nobody"], 64, "there is no actor"),
@@ -205,7 +209,7 @@ def test_more_text_than_a_message_holds_is_refused(tiny):
     """Broken: a large file on standard input ends the program with an assertion."""
     for command in ("complete", "chat"):
         done = troupe(command, *where_of(tiny), text="a" * ((4 << 20) + 1))
-        assert done.returncode == 1 and b"larger than allowed" in done.stderr, done.stderr
+        assert done.returncode == 1 and b"larger than allowed" in done.stderr and not done.stdout, done
 
 
 def test_what_is_no_text_is_refused_in_the_words_of_who_wrote_it(tiny):
