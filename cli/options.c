@@ -12,7 +12,9 @@
 static const struct argp_option options[] = {
     { "config", 'c', "FILE", 0,
       "configuration file (YAML); `troupe config show` tells what can be in it", 0 },
-    { "set", 's', "SECTION.KEY=VALUE", 0, "set one key, over the file; may be given again", 0 },
+    { "set", 's', "SECTION.KEY=VALUE", 0,
+      "set one key, over the file; may be given again; a list is one,two or [\"one\", \"two\"]",
+      0 },
     { 0 },
 };
 

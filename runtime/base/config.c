@@ -352,18 +352,63 @@ void config_init(config_loaded_t *self)
     }
 }
 
-/* Cuts text at commas into at most `most` texts; returns how many there would be. */
-static uint32_t split(char *text, const char **texts, uint32_t most)
+/* The text without the spaces around it, cut in place. */
+static char *trim(char *text)
 {
-    uint32_t count = 0;
-    if (text[0] == 0) return 0;
-    for (char *at = text; at != NULL; count++) {
-        char *comma = strchr(at, ',');
-        if (comma != NULL) *comma = 0;
-        if (count < most) texts[count] = at;
-        at = comma != NULL ? comma + 1 : NULL;
+    text += strspn(text, " ");
+    size_t size = strlen(text);
+    while (size > 0 && text[size - 1] == ' ') size--;
+    text[size] = 0;
+    return text;
+}
+
+/* A text in quotes, as print_quoted writes it or in single ones, without them; at goes behind it.
+ * NULL: it does not end, or has an escape that is not ours. */
+static char *take_quoted(char **at)
+{
+    char *text = *at, *out = text, *in = text + 1, quote = *text;
+    for (; *in != quote; in++) {
+        if (quote == '"' && *in == '\\' && *++in != '"' && *in != '\\') return NULL;
+        if (*in == 0) return NULL;
+        *out++ = *in;
     }
-    return count;
+    *out = 0;
+    *at = in + 1 + strspn(in + 1, " ");
+    return text;
+}
+
+static char *take_plain(char **at)
+{
+    char *text = *at;
+    *at += strcspn(text, ",");
+    return text;
+}
+
+/* Cuts a list, one,two or ["one", "two"], into at most `most` texts; *count is how many there would
+ * be.  False: it is written in another way. */
+static bool split(char *text, const char **texts, uint32_t most, uint32_t *count)
+{
+    char *at = trim(text);
+    size_t size = strlen(at);
+    *count = 0;
+    if (*at == '[') {
+        if (at[size - 1] != ']') return false;
+        at[size - 1] = 0;
+        at = trim(at + 1);
+    }
+    if (*at == 0) return true;
+    for (bool is_last = false; !is_last; (*count)++) {
+        at += strspn(at, " ");
+        bool is_quoted = *at == '"' || *at == '\'';
+        char *entry = is_quoted ? take_quoted(&at) : take_plain(&at);
+        if (entry == NULL || (*at != 0 && *at != ',')) return false;
+        is_last = *at == 0;
+        *at++ = 0;
+        if (!is_quoted) entry = trim(entry);
+        if (!is_quoted && *entry == '[') return false; /* a list in a list, or one without end */
+        if (*count < most) texts[*count] = entry;
+    }
+    return true;
 }
 
 err_t config_set(config_loaded_t *self, const char *assignment)
@@ -383,15 +428,19 @@ err_t config_set(config_loaded_t *self, const char *assignment)
     config_index_t index = config_find(self, "--set", text, key);
     if (index == CONFIG_KEYS) return ERR_CONFIG;
     bool is_list = config_keys[index].kind == CONFIG_LIST;
-    uint32_t most = sizeof texts / sizeof texts[0];
+    uint32_t count = 1, most = sizeof texts / sizeof texts[0];
     texts[0] = value;
-    err_t error =
-        config_assign(self, &(config_value_t){ .key = index,
-                                               .texts = texts,
-                                               .count = is_list ? split(value, texts, most) : 1,
-                                               .is_list = is_list,
-                                               .is_plain = true,
-                                               .where = "--set" });
+    if (is_list && !split(value, texts, most, &count)) {
+        return config_refuse(self,
+                             "--set: %s.%s is no list; allowed is one,two or [\"one\", \"two\"]",
+                             config_keys[index].section, config_keys[index].key);
+    }
+    err_t error = config_assign(self, &(config_value_t){ .key = index,
+                                                         .texts = texts,
+                                                         .count = count,
+                                                         .is_list = is_list,
+                                                         .is_plain = true,
+                                                         .where = "--set" });
     if (error == ERR_OK) self->origins[index] = (config_origin_t){ .kind = ORIGIN_OPTION };
     return error;
 }

@@ -83,7 +83,8 @@ MUST_CHECK err_t config_read_file(config_loaded_t *self, const char *file);
 MUST_CHECK err_t config_read_text(config_loaded_t *self, const char *file, const char *text,
                                   size_t size);
 
-/* "section.key=value", as after --set; a LIST's texts are separated by commas. */
+/* "section.key=value", as after --set; a LIST is one,two or ["one", "two"], as config_show writes
+ * it. */
 MUST_CHECK err_t config_set(config_loaded_t *self, const char *assignment);
 
 /* What no single key can tell: combinations that cannot work. */

@@ -208,6 +208,35 @@ static void test_config_options_win_over_the_file(void **state)
     assert_int_equal(loaded.config.http.api_keys_count, 0);
 }
 
+/* If it failed, an API key would be one that nobody wrote, and the one that was written would be
+ * refused. */
+static void test_config_lists_as_options_are_read_as_they_are_shown(void **state)
+{
+    static const char *const same[] = { "a b,c\"d\\",       " a b , c\"d\\ ",
+                                        "[a b, c\"d\\]",    "[ \"a b\" , \"c\\\"d\\\\\" ] ",
+                                        "['a b','c\"d\\']", "\"a b\",c\"d\\" };
+    static const char *const bad[] = { "[",         "[a",      "[a, [b]]", "[\"a, b]", "[\"a\" b]",
+                                       "[\"\\n\"]", "'it''s'", "\"a",      "\"a\\",    "[a,]",
+                                       "[,a]",      "a,,b",    "\"\"" };
+    char assignment[64];
+    for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
+        config_init(&loaded);
+        snprintf(assignment, sizeof assignment, "http.api_keys=%s", same[i]);
+        assert_int_equal(config_set(&loaded, assignment), ERR_OK);
+        assert_int_equal(loaded.config.http.api_keys_count, 2);
+        assert_string_equal(loaded.config.http.api_keys[0], "a b");
+        assert_string_equal(loaded.config.http.api_keys[1], "c\"d\\");
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        config_init(&loaded);
+        snprintf(assignment, sizeof assignment, "http.api_keys=%s", bad[i]);
+        assert_int_equal(config_set(&loaded, assignment), ERR_CONFIG);
+        assert_int_equal(loaded.config.http.api_keys_count, 0);
+    }
+    assert_int_equal(config_set(&loaded, "http.api_keys=[ ]"), ERR_OK);
+    assert_int_equal(loaded.config.http.api_keys_count, 0);
+}
+
 /* If it failed, a wrong --set would be ignored. */
 static void test_config_wrong_options_are_refused(void **state)
 {
@@ -286,6 +315,7 @@ int main(void)
         cmocka_unit_test(test_config_impossible_combinations_are_refused),
         cmocka_unit_test(test_config_context_is_what_the_smaller_pool_holds),
         cmocka_unit_test(test_config_options_win_over_the_file),
+        cmocka_unit_test(test_config_lists_as_options_are_read_as_they_are_shown),
         cmocka_unit_test(test_config_wrong_options_are_refused),
         cmocka_unit_test(test_config_shown_values_read_back_the_same),
         cmocka_unit_test(test_config_files_that_cannot_be_read_say_why),
