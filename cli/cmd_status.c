@@ -77,6 +77,15 @@ static void print_ratio(double used, double all)
     printf("  %11s", both);
 }
 
+/* The supervisor tells of its children only, and one that does not run has none. */
+static void print_pid(double pid)
+{
+    if (pid > 0)
+        printf("  %8.0f", pid);
+    else
+        printf("  %8s", "-");
+}
+
 static void print_actor(const cJSON *actor)
 {
     char name[64];
@@ -86,8 +95,9 @@ static void print_actor(const cJSON *actor)
     printf("%-18s %s%-5s%s ", name, style(stdout, is_up ? STYLE_GREEN : STYLE_RED),
            is_up ? "up" : "down", style(stdout, STYLE_PLAIN));
     print_duration(number(actor, "uptime_us"));
-    printf("  %16.0f  %8.0f  %8.0f  %7.0f  %7.0f", number(actor, "epoch"), number(actor, "pid"),
-           number(actor, "restarts"), number(metrics, "requests_running"),
+    printf("  %16.0f", number(actor, "epoch"));
+    print_pid(number(actor, "pid"));
+    printf("  %8.0f  %7.0f  %7.0f", number(actor, "restarts"), number(metrics, "requests_running"),
            number(metrics, "requests_waiting"));
     print_ratio(number(metrics, "kv_blocks_used"), number(metrics, "kv_blocks"));
     printf("  %8.1f", number(metrics, "resident_bytes") / 1048576);
@@ -123,7 +133,7 @@ static void print_status(const cJSON *status, const cJSON *before, const config_
            style(stdout, STYLE_PLAIN));
     print_duration(number(status, "uptime_us"));
     printf(", %u of %u actors, http://%s\n\n", company_up_count(status), company_size(config),
-           config->http.listen);
+           company_address(config).text);
     printf("%s%-18s %-5s %9s  %16s  %8s  %8s  %7s  %7s  %11s  %8s%s\n", style(stdout, STYLE_BOLD),
            "ACTOR", "STATE", "UPTIME", "EPOCH", "PID", "RESTARTS", "RUNNING", "WAITING",
            "KV BLOCKS", "MIB", style(stdout, STYLE_PLAIN));

@@ -96,26 +96,45 @@ typedef struct {
     atomic_bool is_over;
 } watch_t;
 
+/* A command finds the company in the default directory by itself, and everything else there. */
+static void print_chat(const config_t *config)
+{
+    char *directory = realpath(config->wire.directory, NULL); /* NULL: it is the default */
+    printf("  %s chat", program_invocation_name);
+    if (directory) printf(" --set 'wire.directory=%s'", directory);
+    fputs("\n\n", stdout);
+    free(directory);
+}
+
+/* Keys are named, not printed: what a terminal shows is often kept or shared. */
+static void print_examples(const config_t *config, const char *address, const char *model)
+{
+    bool has_keys = config->http.api_keys_count > 0;
+    if (has_keys) printf("  export TROUPE_API_KEY='one of http.api_keys'\n\n");
+    printf("  curl -N http://%s/v1/chat/completions -H 'Content-Type: application/json' \\\n%s"
+           "       -d '{\"messages\":[{\"role\":\"user\",\"content\":\"What is 946 - "
+           "23?\"}],\"stream\":true}'\n\n",
+           address, has_keys ? "       -H \"Authorization: Bearer $TROUPE_API_KEY\" \\\n" : "");
+    print_chat(config);
+    printf("  python3 -c \"from openai import OpenAI; print(OpenAI(base_url='http://%s/v1', "
+           "api_key='%s').chat.completions"
+           ".create(model='%s', messages=[{'role': 'user', 'content': 'What is the meaning of "
+           "given?'}]).choices[0].message.content)\"\n\n",
+           address, has_keys ? "$TROUPE_API_KEY" : "none", model);
+}
+
 static void print_ready(const config_t *config, double seconds)
 {
     const char *bold = style(stdout, STYLE_BOLD), *plain = style(stdout, STYLE_PLAIN);
-    const char *listen = config->http.listen, *name = strrchr(config->model.path, '/');
+    const char *name = strrchr(config->model.path, '/');
     const char *model = config->model.name[0] ? config->model.name
                         : name                ? name + 1
                                               : config->model.path;
+    company_address_t address = company_address(config);
     printf("\n%sTroupe serves %s at http://%s%s (%u actors, ready after %.1f s)\n\nTry, in another "
            "terminal:\n\n",
-           bold, model, listen, plain, company_size(config), seconds);
-    printf("  curl -N http://%s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-           "       -d '{\"messages\":[{\"role\":\"user\",\"content\":\"What is 946 - "
-           "23?\"}],\"stream\":true}'\n\n",
-           listen);
-    printf("  %s chat\n\n", program_invocation_name);
-    printf("  python3 -c \"from openai import OpenAI; print(OpenAI(base_url='http://%s/v1', "
-           "api_key='none').chat.completions"
-           ".create(model='%s', messages=[{'role': 'user', 'content': 'What is the meaning of "
-           "given?'}]).choices[0].message.content)\"\n\n",
-           listen, model);
+           bold, model, address.text, plain, company_size(config), seconds);
+    print_examples(config, address.text, model);
     if (config->log.file[0]) printf("The log is in %s. ", config->log.file);
     printf("Ctrl-C stops everything.\n");
     fflush(stdout);

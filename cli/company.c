@@ -57,6 +57,21 @@ uint32_t company_up_count(const cJSON *status)
     return count;
 }
 
+company_address_t company_address(const config_t *config)
+{
+    static const char *const wildcards[][2] = { { "*", "127.0.0.1" },
+                                                { "0.0.0.0", "127.0.0.1" },
+                                                { "[::]", "[::1]" } };
+    const char *listen = config->http.listen, *colon = strrchr(listen, ':');
+    size_t size = colon ? (size_t)(colon - listen) : strlen(listen);
+    company_address_t out;
+    snprintf(out.text, sizeof out.text, "%s", listen);
+    for (size_t i = 0; i < sizeof wildcards / sizeof wildcards[0]; i++)
+        if (strlen(wildcards[i][0]) == size && strncmp(wildcards[i][0], listen, size) == 0)
+            snprintf(out.text, sizeof out.text, "%s%s", wildcards[i][1], listen + size);
+    return out;
+}
+
 /* A connection to "host:port" or "[host]:port" with a second's patience; -1: none. */
 static int connect_to(const char *listen)
 {
@@ -87,7 +102,7 @@ bool company_is_ready(const config_t *config)
 {
     static const char request[] = "GET /ready HTTP/1.0\r\nHost: localhost\r\n\r\n";
     char answer[16] = "";
-    int descriptor = connect_to(config->http.listen);
+    int descriptor = connect_to(company_address(config).text);
     if (descriptor < 0) return false;
     size_t got = 0;
     if (send(descriptor, request, sizeof request - 1, MSG_NOSIGNAL) == (ssize_t)sizeof request - 1)

@@ -111,8 +111,14 @@ static err_t check_http(config_loaded_t *self)
                              "%s: http.listen is '%s'; allowed is ADDRESS:PORT or [IPv6]:PORT",
                              AT(http_listen), config->http.listen);
     }
+    if (port == 0) {
+        return config_refuse(self,
+                             "%s: http.listen is '%s'; allowed are ports from 1 to %d, since "
+                             "clients could not know which one port 0 becomes",
+                             AT(http_listen), config->http.listen, PORT_MAX);
+    }
     int64_t last = port + config->company.ingresses - 1;
-    if (last > PORT_MAX || (port == 0 && last > 0)) {
+    if (last > PORT_MAX) {
         return config_refuse(self,
                              "%s: http.listen is '%s', but company.ingresses is %" PRId64
                              "; each takes the next port, and allowed are 1 to %d",

@@ -36,7 +36,8 @@ struct evconnlistener *listen_open(struct event_base *base, const listen_options
 {
     char host[256], service[16];
     uint32_t port = 0;
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV },
+    /* AI_PASSIVE: "*" is every address; without it, it would be the loopback's of IPv6 alone. */
+    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV | AI_PASSIVE },
                     *found = NULL;
     if (!split_address(options->address, host, sizeof host, &port)) {
         snprintf(why, why_cap, "'%s' is not an address and a port, such as 127.0.0.1:8000",

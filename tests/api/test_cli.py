@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -90,6 +91,7 @@ def test_run_shows_its_loading_on_a_terminal_only():
     (["run", "--model", str(TINY), "--ids", "-18446744073709551615"], 1, "--ids"),
     (["tokenize", "--tokenizer", "/nonexistent"], 78, "No such file"),
     (["config", "show", "--set", "nonsense.key=1"], 78, "nonsense"),
+    (["config", "check", "--set", "http.listen=127.0.0.1:0"], 78, "allowed are ports from 1 to 65535"),
     (["up", "--set", "model.path=/nonexistent"], 78, "model.path /nonexistent"),
     (["actor", "--role", "nobody"], 64, "there is no actor"),
 ])
@@ -148,6 +150,7 @@ def test_company_is_shown_talked_to_and_not_started_twice():
             return len(status["actors"]) == 11 and all(actor["is_up"] for actor in status["actors"])
         wait_until(are_all_up, 10, "troupe status shows every actor up")
         table = out(troupe("status", *where))
+        assert re.search(r"^supervisor\.0 +up +[\d.]+ \w+ +\d+ +- ", table, re.M), "it tells of its children's processes only"
         assert "decode_worker.1" in table and "KV BLOCKS" in table and "\033" not in table
         answer = troupe("chat", "What is 946 - 23?", "--hide-thinking", *where)
         assert answer.returncode == 0 and "923" in out(answer)
@@ -240,6 +243,29 @@ def test_complete_prints_the_line_breaks_that_continue_a_text(tiny):
     assert out(troupe("complete", prompt, "-n", "40", *where_of(tiny))) == expected + "\n"
     chat = out(troupe("chat", "What is 946 - 23?", "--hide-thinking", *where_of(tiny)))
     assert chat and not chat.startswith("\n"), "between reasoning and answer they are not wanted"
+
+
+def test_what_up_says_to_try_works_as_it_stands(tmp_path):
+    """Broken: a newcomer copies a line that cannot find the company, its address or its key."""
+    arguments = ["--set", "wire.directory=wi re", "--set", f"http.listen=*:{free_port()}", "--set", "http.api_keys=[sesame]",
+                 "--set", f"model.path={TINY}", "--set", "log.level=warn"]
+    process = subprocess.Popen([str(TROUPE), "up", *arguments], stdout=subprocess.PIPE, cwd=tmp_path)
+    try:
+        said = ""
+        while "Ctrl-C stops everything" not in said:
+            said += process.stdout.readline().decode()
+            assert process.poll() is None
+        assert "sesame" not in said and "*" not in said
+        key, *lines = [part.strip() for part in said.split("Try, in another terminal:")[1].split("\n\n")[1:-1]]
+        assert key.startswith("export TROUPE_API_KEY=") and [line.split()[0] for line in lines] == ["curl", str(TROUPE), "python3"]
+        for line, input_, part in zip(lines, (b"", b"What is 946 - 23?\n", b""), (b"data: [DONE]", b"923", b"")):
+            line = re.sub("^python3", sys.executable, line)
+            done = subprocess.run(["sh", "-c", line], input=input_, capture_output=True, timeout=60, check=False, cwd="/",
+                                  env={**os.environ, "TROUPE_API_KEY": "sesame"})
+            assert done.returncode == 0 and done.stdout.strip() and part in done.stdout, (line, done)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("arguments", [[], ["--one-process"]])

@@ -167,6 +167,7 @@ static void test_config_impossible_combinations_are_refused(void **state)
     assert_impossible("http:\n  listen: nowhere\n", "allowed is ADDRESS:PORT");
     assert_impossible("http:\n  listen: a:70000\n", "allowed is ADDRESS:PORT");
     assert_impossible("http:\n  listen: '::1:80'\n", "allowed is ADDRESS:PORT");
+    assert_impossible("http:\n  listen: a:0\n", "allowed are ports from 1 to 65535");
     assert_impossible("http:\n  listen: a:65535\ncompany:\n  ingresses: 2\n", "next port");
     assert_impossible("limits:\n  context_max: 20000\n", "prefill.kv_blocks is 256");
     assert_impossible("limits:\n  context_max: 100\n  output_default: 100\n", "less than");
