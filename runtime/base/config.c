@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 /* clang-format off */
 #define SECTION(s, text)
@@ -268,11 +269,18 @@ static err_t copy_text(config_loaded_t *self, const config_value_t *value, const
         return config_refuse(self, "%s: %s.%s has %zu bytes; allowed are at most %zu", value->where,
                              key->section, key->key, size, key->text_max);
     }
-    for (size_t i = 0; i < size; i++) {
-        if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f) {
+    for (size_t at = 0; at < size;) {
+        utf8proc_int32_t point = -1;
+        utf8proc_ssize_t step = utf8proc_iterate((const utf8proc_uint8_t *)text + at,
+                                                 (utf8proc_ssize_t)(size - at), &point);
+        if (step <= 0)
+            return config_refuse(self, "%s: %s.%s is not valid UTF-8", value->where, key->section,
+                                 key->key);
+        /* YAML takes some of them for line ends: they would not come back as they were. */
+        if (point < 0x20 || (point >= 0x7f && point < 0xa0))
             return config_refuse(self, "%s: %s.%s holds a control character (0x%02x)", value->where,
-                                 key->section, key->key, (unsigned)(unsigned char)text[i]);
-        }
+                                 key->section, key->key, (unsigned)point);
+        at += (size_t)step;
     }
     memcpy(out, text, size + 1);
     return ERR_OK;

@@ -38,13 +38,29 @@ static void locate(reader_t *self, size_t line)
     snprintf(self->where, sizeof self->where, "%s:%zu", self->loaded->file, line + 1);
 }
 
+/* With an anchor (&name) or a tag (!name). */
+static bool is_marked(const yaml_event_t *event)
+{
+    switch (event->type) {
+    case YAML_SCALAR_EVENT:
+        return event->data.scalar.anchor != NULL || event->data.scalar.tag != NULL;
+    case YAML_SEQUENCE_START_EVENT:
+        return event->data.sequence_start.anchor != NULL || event->data.sequence_start.tag != NULL;
+    case YAML_MAPPING_START_EVENT:
+        return event->data.mapping_start.anchor != NULL || event->data.mapping_start.tag != NULL;
+    default:
+        return false;
+    }
+}
+
 /* The next event into self->event. */
 static err_t advance(reader_t *self)
 {
     yaml_event_delete(&self->event);
     if (yaml_parser_parse(&self->parser, &self->event)) {
         locate(self, self->event.start_mark.line);
-        return ERR_OK;
+        if (!is_marked(&self->event)) return ERR_OK;
+        return config_refuse(self->loaded, "%s: anchors and tags are not allowed", self->where);
     }
     memset(&self->event, 0, sizeof self->event);
     locate(self, self->parser.problem_mark.line);
@@ -77,12 +93,22 @@ static const char *scalar_text(const reader_t *self)
     return (const char *)self->event.data.scalar.value;
 }
 
+/* Nothing at all; "" in quotes is something. */
+static bool is_empty_scalar(const reader_t *self)
+{
+    return self->event.type == YAML_SCALAR_EVENT && self->event.data.scalar.length == 0 &&
+           self->event.data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
+}
+
 /* A name (of a section or key) into out; the event must be a scalar. */
 static err_t read_name(reader_t *self, char *out)
 {
     if (self->event.type != YAML_SCALAR_EVENT) {
         return config_refuse(self->loaded, "%s: found %s; allowed is a name", self->where,
                              event_name(self->event.type));
+    }
+    if (strlen(scalar_text(self)) != self->event.data.scalar.length) {
+        return config_refuse(self->loaded, "%s: a name holds a NUL character", self->where);
     }
     snprintf(out, NAME_MAX_BYTES + 1, "%s", scalar_text(self));
     return ERR_OK;
@@ -99,9 +125,6 @@ static err_t read_text(reader_t *self)
     if (memchr(scalar_text(self), 0, size) != NULL) {
         return config_refuse(self->loaded, "%s: %s.%s holds a NUL character", self->where,
                              self->section, self->key);
-    }
-    if (self->event.data.scalar.anchor != NULL || self->event.data.scalar.tag != NULL) {
-        return config_refuse(self->loaded, "%s: anchors and tags are not allowed", self->where);
     }
     char *text = self->texts + self->used;
     memcpy(text, scalar_text(self), size);
@@ -198,7 +221,7 @@ static err_t read_section(reader_t *self)
     error = advance(self);
     if (error != ERR_OK) return error;
     /* A section whose keys are all commented out is empty. */
-    if (self->event.type == YAML_SCALAR_EVENT && self->event.data.scalar.length == 0) return ERR_OK;
+    if (is_empty_scalar(self)) return ERR_OK;
     if (self->event.type != YAML_MAPPING_START_EVENT) {
         return config_refuse(self->loaded, "%s: section '%s' is %s; allowed are keys with values",
                              self->where, self->section, event_name(self->event.type));
@@ -219,11 +242,6 @@ static err_t read_sections(reader_t *self)
         error = read_section(self);
         if (error != ERR_OK) return error;
     }
-}
-
-static bool is_empty_scalar(const reader_t *self)
-{
-    return self->event.type == YAML_SCALAR_EVENT && self->event.data.scalar.length == 0;
 }
 
 /* The stream: at most one document, which is a map of sections or empty. */

@@ -162,26 +162,6 @@ def test_company_is_shown_talked_to_and_not_started_twice():
         assert again.returncode == 1 and b"already runs" in again.stderr
 
 
-def test_request_of_an_ingress_that_was_killed_fails_at_once():
-    """The new ingress knows nothing of the request, and says nothing to a client that it has not heard of."""
-    with company({"engine": {"kind": "stub", "stub_token_us": 20000}}) as running:
-        where = ["--set", f"wire.directory={running.directory}"]
-
-        def pid_of_ingress():  # the supervisor tells the director a moment after it is ready
-            status = json.loads(out(troupe("status", "--json", *where)))
-            return next(actor.get("pid") for actor in status["actors"] if actor["role"] == "ingress")
-        pid = wait_until(pid_of_ingress, 10, "troupe status shows ingress")
-        process = subprocess.Popen([str(TROUPE), "complete", "The", "-n", "2000", *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert process.stdout.read(1)
-        os.kill(pid, signal.SIGKILL)
-        try:
-            _, errors = process.communicate(timeout=10)
-        finally:
-            process.kill()
-        assert process.returncode == 1 and b"started anew" in errors and b"trying again" in errors
-        wait_until(lambda: troupe("complete", "The", "-n", "2", *where).returncode == 0, 10, "the next request is served")
-def where_of(running) -> list[str]:
-    return ["--set", f"wire.directory={running.directory}"]
 @pytest.mark.parametrize("arguments", [
     ["version"], ["help"], ["config", "show"], ["completion", "bash"], ["tokenize", "--tokenizer", str(TINY)],
     ["run", "--model", str(TINY), "--ids", "1", "-n", "1", "--json"]])
@@ -266,6 +246,26 @@ def test_what_up_says_to_try_works_as_it_stands(tmp_path):
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_request_of_an_ingress_that_was_killed_fails_at_once():
+    """The new ingress knows nothing of the request, and says nothing to a client that it has not heard of."""
+    with company({"engine": {"kind": "stub", "stub_token_us": 20000}}) as running:
+        where = where_of(running)
+
+        def pid_of_ingress():  # the supervisor tells the director a moment after it is ready
+            status = json.loads(out(troupe("status", "--json", *where)))
+            return next(actor.get("pid") for actor in status["actors"] if actor["role"] == "ingress")
+        pid = wait_until(pid_of_ingress, 10, "troupe status shows ingress")
+        process = subprocess.Popen([str(TROUPE), "complete", "The", "-n", "2000", *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.read(1)
+        os.kill(pid, signal.SIGKILL)
+        try:
+            _, errors = process.communicate(timeout=10)
+        finally:
+            process.kill()
+        assert process.returncode == 1 and b"started anew" in errors and b"trying again" in errors
+        wait_until(lambda: troupe("complete", "The", "-n", "2", *where).returncode == 0, 10, "the next request is served")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--one-process"]])

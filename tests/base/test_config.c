@@ -115,9 +115,10 @@ static void test_config_wrong_values_say_what_is_allowed(void **state)
     assert_refused("wire:\n  directory: \""
                    "0123456789012345678901234567890123456789012345678901234567890123"
                    "0123456789012345678901234567890123\"\n",
-                   "has 98 bytes; allowed are at most 95");
+                   "has 98 bytes; allowed are at most 83");
     assert_refused("model:\n  path: \"a\\nb\"\n", "control character");
     assert_refused("model:\n  path: \"a\\0b\"\n", "NUL");
+    assert_refused("model:\n  path: \"a\\Nb\"\n", "control character"); /* U+0085, a line's end */
 }
 
 /* If it failed, the second of two values would silently win. */
@@ -137,6 +138,13 @@ static void test_config_other_yaml_is_refused(void **state)
     assert_refused("http: 7\n", "section 'http' is a single value");
     assert_refused("http:\n  listen: &a b\nlog:\n  file: *a\n", "anchors and tags");
     assert_refused("http:\n  listen: !!str b\n", "anchors and tags");
+    assert_refused("http: &a\n  listen: b\n", "anchors and tags");
+    assert_refused("&a http:\n  listen: b\n", "anchors and tags");
+    assert_refused("http:\n  &a listen: b\n", "anchors and tags");
+    assert_refused("http:\n  api_keys: !!seq [b]\n", "anchors and tags");
+    assert_refused("!!map\nhttp:\n  listen: b\n", "anchors and tags");
+    assert_refused("log: \"\"\n", "section 'log' is a single value");
+    assert_refused("log:\n  \"level\\0x\": info\n", "a name holds a NUL character");
     assert_refused("http:\n  <<: *a\n", "t.yaml:2: section 'http' has no key '<<'");
     assert_refused("log:\n  level: warn\n---\nlog:\n", "found another document");
     assert_refused("http:\n\tlisten: b\n", "t.yaml:2: not YAML");
