@@ -636,7 +636,7 @@ static err_t load_model(ingress_t *self, actor_t *world)
     const char *path = self->config->model.path;
     error_text_t why = { "" };
     err_t error = model_config_read(&self->model, path, &why);
-    if (error == ERR_OK) self->tokenizer = tokenizer_new(path, &why);
+    if (error == ERR_OK) self->tokenizer = tokenizer_new_for(path, &self->model, &why);
     if (self->tokenizer != NULL) self->chat = chat_new(path, self->tokenizer, &why);
     self->keys = key_maker_new();
     if (self->chat == NULL || self->keys == NULL) {

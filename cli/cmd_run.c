@@ -169,7 +169,7 @@ static bool read_model(run_t *run)
     config_word_t ops = config_word(CONFIG_engine_ops, run->config.config.engine.ops);
     if (!ops_find(ops.text)) return complain("--ops: this machine cannot run %s", ops.text), false;
     bool is_good = model_config_read(&run->model, run->given->model, &why) == ERR_OK;
-    if (is_good) run->tokenizer = tokenizer_new(run->given->model, &why);
+    if (is_good) run->tokenizer = tokenizer_new_for(run->given->model, &run->model, &why);
     if (is_good && (run->tokenizer || run->given->ids)) return true;
     complain("%s", why.text);
     return false;

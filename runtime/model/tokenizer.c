@@ -72,6 +72,16 @@ tokenizer_t *tokenizer_new(const char *dir, error_text_t *why)
     return self;
 }
 
+tokenizer_t *tokenizer_new_for(const char *dir, const model_config_t *model, error_text_t *why)
+{
+    tokenizer_t *self = tokenizer_new(dir, why);
+    if (!self || self->vocab.token_count <= model->vocab) return self;
+    tokenizer_refuse(why, "tokenizer.json has ids up to %u, config.json's vocab_size is %u",
+                     self->vocab.token_count - 1, model->vocab);
+    tokenizer_destroy(&self);
+    return NULL;
+}
+
 void tokenizer_destroy(tokenizer_t **self)
 {
     tokenizer_t *dead = *self;

@@ -16,6 +16,9 @@ tokenizer_t *tokenizer_new(const char *dir, error_text_t *why);
 tokenizer_t *tokenizer_new_from_memory(const char *json, size_t size, error_text_t *why);
 void tokenizer_destroy(tokenizer_t **self);
 
+/* The same for a model: a tokenizer with ids that the model has no rows for is refused, too. */
+tokenizer_t *tokenizer_new_for(const char *dir, const model_config_t *model, error_text_t *why);
+
 /* Make room for texts of this many bytes (about 100 bytes of address space each; only what a text
  * really needs becomes resident).  False: no memory. */
 MUST_CHECK bool tokenizer_reserve(tokenizer_t *self, size_t text_bytes);

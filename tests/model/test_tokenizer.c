@@ -376,6 +376,26 @@ static void test_load_truncated_file_is_refused(void **state)
     assert_non_null(strstr(why.text, "No such file"));
 }
 
+/* If it failed, a tokenizer beside other weights would be served, and every text whose ids the
+ * model lacks would be refused as if the client were wrong. */
+static void test_load_more_ids_than_the_model_has_is_refused(void **state)
+{
+    (void)state;
+    error_text_t why = { "" };
+    model_config_t model = { .vocab = 0 };
+    tokenizer_t *tokenizer = load(TINY);
+    model.vocab = tokenizer_vocab(tokenizer);
+    tokenizer_destroy(&tokenizer);
+    tokenizer = tokenizer_new_for(TINY, &model, &why);
+    if (!tokenizer) fail_msg("%s", why.text);
+    tokenizer_destroy(&tokenizer);
+    model.vocab--;
+    assert_null(tokenizer_new_for(TINY, &model, &why));
+    assert_non_null(strstr(why.text, "tokenizer.json has ids up to "));
+    assert_non_null(strstr(why.text, "config.json's vocab_size is "));
+    assert_null(tokenizer_new_for("/nonexistent", &model, &why));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -391,6 +411,7 @@ int main(void)
         cmocka_unit_test(test_encode_after_reserve_does_not_allocate),
         cmocka_unit_test(test_load_unknown_parts_are_refused_by_name),
         cmocka_unit_test(test_load_truncated_file_is_refused),
+        cmocka_unit_test(test_load_more_ids_than_the_model_has_is_refused),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     return failed == 0 && is_data_missing ? 77 : failed;
