@@ -181,11 +181,14 @@ static err_t check_fixed(const model_config_t *self, const cJSON *root, error_te
     const integer_key_t kv_heads = { "num_key_value_heads", 0,    self->heads,
                                      self->heads,           true, self->heads };
     char shown[SHOWN_BYTES];
-    int choice, has_bias;
+    int choice, has_bias, is_interleaved;
     uint32_t ignored;
     err_t error = read_choice(&choice, root, "hidden_act", activations, 0, why);
     if (!error) error = read_bool(&has_bias, root, "attention_bias", 0, why);
     if (!error && has_bias) error = model_refuse(why, "attention_bias is true; allowed: false");
+    if (!error) error = read_bool(&is_interleaved, root, "rope_interleave", 1, why);
+    if (!error && !is_interleaved) /* another order of the rows that rope turns */
+        error = model_refuse(why, "rope_interleave is false; allowed: true");
     if (!error) error = read_integer(&ignored, root, &frequency, why);
     if (!error) error = read_integer(&ignored, root, &kv_heads, why);
     const cJSON *index = find(root, "index_topk");
@@ -275,28 +278,45 @@ static err_t read_yarn(model_config_t *self, const cJSON *scaling, error_text_t 
     return read_integer(&self->rope_original_context, scaling, &original, why);
 }
 
+/* rope_theta lies beside the scaling in older files, inside it in newer ones; the scaling's is read
+ * after the other and must not contradict it. */
+static err_t read_theta(model_config_t *self, const cJSON *root, const cJSON *scaling,
+                        error_text_t *why)
+{
+    number_key_t theta = { "rope_theta", 1.0, 1e12, 10000.0 };
+    err_t error = read_number(&self->rope_theta, root, theta, why);
+    if (error) return error;
+    float beside = self->rope_theta;
+    theta.fallback = (double)beside;
+    error = read_number(&self->rope_theta, scaling, theta, why);
+    if (!error && find(root, theta.key) && self->rope_theta != beside)
+        error = model_refuse(why, "rope_theta is %g and, in the scaling, %g; allowed: the same",
+                             (double)beside, (double)self->rope_theta);
+    return error;
+}
+
 /* Newer files say rope_type, older ones type; both may be there.  Names are YaRN's paper's (arXiv
  * 2309.00071). */
-static err_t read_rope(model_config_t *self, const cJSON *root, error_text_t *why)
+static err_t read_scaling(model_config_t *self, const cJSON *root, const char *name,
+                          error_text_t *why)
 {
     static const char *const types[] = { "yarn", "default", NULL };
-    static const number_key_t theta = { "rope_theta", 1.0, 1e12, 10000.0 };
+    const cJSON *scaling = find(root, name);
     char shown[SHOWN_BYTES];
-    err_t error = read_number(&self->rope_theta, root, theta, why);
+    err_t error = read_theta(self, root, scaling, why);
     if (error) return error;
     self->rope_factor = self->rope_cos_scale = self->mscale = 1.0f;
     self->rope_original_context = self->context;
     double scale = 1.0 / sqrt((double)self->nope + self->rope);
     self->softmax_scale = (float)scale;
-    const cJSON *scaling = find(root, "rope_scaling");
     if (!scaling) return ERR_OK;
     if (!cJSON_IsObject(scaling))
-        return model_refuse(why, "rope_scaling is %s; allowed: null or an object with type yarn",
+        return model_refuse(why, "%s is %s; allowed: null or an object with type yarn", name,
                             show(scaling, shown, sizeof shown));
     const char *key = find(scaling, "rope_type") ? "rope_type" : "type";
     int type;
     if (!find(scaling, key))
-        return model_refuse(why, "rope_scaling has no type; allowed: type yarn or default");
+        return model_refuse(why, "%s has no type; allowed: type yarn or default", name);
     error = read_choice(&type, scaling, key, types, 0, why);
     if (error || type == 1) return error;
     error = read_yarn(self, scaling, why);
@@ -305,6 +325,31 @@ static err_t read_rope(model_config_t *self, const cJSON *root, error_text_t *wh
     self->rope_cos_scale = (float)(yarn_scale(self->rope_factor, self->mscale) / all);
     self->softmax_scale = (float)(scale * all * all);
     return ERR_OK;
+}
+
+static bool is_same_rope(const model_config_t *a, const model_config_t *b)
+{
+    return a->rope_theta == b->rope_theta && a->rope_factor == b->rope_factor &&
+           a->beta_fast == b->beta_fast && a->beta_slow == b->beta_slow && a->mscale == b->mscale &&
+           a->mscale_all_dim == b->mscale_all_dim &&
+           a->rope_original_context == b->rope_original_context;
+}
+
+/* transformers 5 writes rope_parameters where older files have rope_scaling.  A file with both says
+ * the same twice. */
+static err_t read_rope(model_config_t *self, const cJSON *root, error_text_t *why)
+{
+    if (!find(root, "rope_parameters")) return read_scaling(self, root, "rope_scaling", why);
+    model_config_t older = *self;
+    err_t error = read_scaling(self, root, "rope_parameters", why);
+    if (error || !find(root, "rope_scaling")) return error;
+    error = read_scaling(&older, root, "rope_scaling", why);
+    /* rope_theta stands once where only the newer object has it. */
+    if (!find(root, "rope_theta") && !find(find(root, "rope_scaling"), "rope_theta"))
+        older.rope_theta = self->rope_theta;
+    if (!error && !is_same_rope(self, &older))
+        error = model_refuse(why, "rope_parameters and rope_scaling differ; allowed: one of them");
+    return error;
 }
 
 /* ---- quantisation, end tokens ---- */

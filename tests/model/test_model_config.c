@@ -13,13 +13,14 @@
 
 /* The published shapes, with the keys that their files have. */
 /* clang-format off */
-#define V3_REST \
+#define V3_SHAPE \
     "\"model_type\":\"deepseek_v3\",\"vocab_size\":129280,\"hidden_size\":7168,\"intermediate_size\":18432,\"moe_intermediate_size\":2048," \
     "\"num_hidden_layers\":61,\"first_k_dense_replace\":3,\"num_attention_heads\":128,\"num_key_value_heads\":128,\"q_lora_rank\":1536," \
     "\"kv_lora_rank\":512,\"qk_nope_head_dim\":128,\"qk_rope_head_dim\":64,\"v_head_dim\":128,\"n_routed_experts\":256,\"n_shared_experts\":1," \
     "\"num_experts_per_tok\":8,\"n_group\":8,\"topk_group\":4,\"norm_topk_prob\":true,\"routed_scaling_factor\":2.5,\"scoring_func\":\"sigmoid\"," \
     "\"topk_method\":\"noaux_tc\",\"moe_layer_freq\":1,\"hidden_act\":\"silu\",\"rms_norm_eps\":1e-06,\"attention_bias\":false," \
-    "\"tie_word_embeddings\":false,\"max_position_embeddings\":163840,\"rope_theta\":10000,\"num_nextn_predict_layers\":1,\"bos_token_id\":0,\"eos_token_id\":1"
+    "\"tie_word_embeddings\":false,\"max_position_embeddings\":163840,\"num_nextn_predict_layers\":1,\"bos_token_id\":0,\"eos_token_id\":1"
+#define V3_REST V3_SHAPE ",\"rope_theta\":10000"
 #define V3_YARN "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":40,\"original_max_position_embeddings\":4096,\"beta_fast\":32,\"beta_slow\":1,\"mscale\":1.0,\"mscale_all_dim\":1.0}"
 #define V3_FP8 "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\",\"activation_scheme\":\"dynamic\",\"weight_block_size\":[128,128]}"
 
@@ -95,6 +96,35 @@ static void test_config_v3_rope_table_follows_yarn(void **state)
         }
     }
     free(table);
+}
+
+/* v3 with `from` replaced by `to`. */
+static const char *changed(const char *from, const char *to)
+{
+    static char json[4096];
+    const char *at = strstr(v3, from);
+    assert_non_null(at);
+    snprintf(json, sizeof json, "%.*s%s%s", (int)(at - v3), v3, to, at + strlen(from));
+    return json;
+}
+
+/* If this failed, a checkpoint saved by transformers 5, which writes rope_parameters, would be
+ * computed without YaRN. */
+static void test_config_rope_parameters_are_read_as_rope_scaling(void **state)
+{
+#define V5_YARN                                                                                    \
+    "\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":50000,\"factor\":40,"              \
+    "\"original_max_position_embeddings\":4096,\"beta_fast\":32,\"beta_slow\":1,"                  \
+    "\"mscale\":1.0,\"mscale_all_dim\":1.0}"
+    model_config_t old = parse(changed("\"rope_theta\":10000", "\"rope_theta\":50000"));
+    model_config_t new =
+        parse(changed("\"rope_theta\":10000", V5_YARN ",\"rope_interleave\":true"));
+    assert_true(model_key(&old) == model_key(&new)); /* both objects, saying the same */
+    new = parse(changed(V3_YARN, "\"rope_parameters\":{\"rope_type\":\"default\"}"));
+    assert_true(new.rope_factor == 1.0f && new.rope_theta == 10000.0f);
+    new = parse("{" V3_SHAPE "," V5_YARN "," V3_FP8 "}"); /* nothing beside it */
+    assert_true(model_key(&old) == model_key(&new));
+    assert_true(new.rope_theta == 50000.0f && new.rope_factor == 40.0f);
 }
 
 /* If this failed, Kimi-K2 (one group, equal betas) could not be served. */
@@ -192,6 +222,7 @@ static const wrong_t wrongs[] = {
     { "\"vocab_size\":129280", "\"vocab_size\":1e18", "vocab_size", "integer" },
     { "\"silu\"", "\"gelu\"", "hidden_act", "silu" },
     { "\"attention_bias\":false", "\"attention_bias\":true", "attention_bias", "false" },
+    { "\"attention_bias\":false", "\"rope_interleave\":false", "rope_interleave", "true" },
     { "\"moe_layer_freq\":1", "\"moe_layer_freq\":2", "moe_layer_freq", "1" },
     { "\"num_key_value_heads\":128", "\"num_key_value_heads\":8", "num_key_value_heads", "128" },
     { "\"n_group\":8", "\"n_group\":7", "n_group", "divisor" },
@@ -201,6 +232,11 @@ static const wrong_t wrongs[] = {
     { "\"sigmoid\"", "\"sqrtsoftplus\"", "scoring_func", "sigmoid" },
     { "\"type\":\"yarn\"", "\"type\":\"linear\"", "type", "yarn" },
     { "\"type\":\"yarn\",", "", "rope_scaling", "yarn" },
+    { "\"rope_scaling\":{\"type\":\"yarn\"", "\"rope_parameters\":{\"rope_theta\":1e4", "rope_parameters has no type", "yarn" },
+    { "\"rope_scaling\":{\"type\":\"yarn\"", "\"rope_parameters\":{\"type\":\"yarn\",\"rope_theta\":50000", "rope_theta", "the same" },
+    { "\"rope_scaling\":{", "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":40},\"rope_scaling\":{", "rope_parameters and rope_scaling", "one of them" },
+    { "\"rope_scaling\":{", "\"rope_parameters\":{\"rope_type\":\"default\"},\"rope_scaling\":{", "rope_parameters and rope_scaling", "one of them" },
+    { "\"rope_scaling\":{", "\"rope_parameters\":[],\"rope_scaling\":{", "rope_parameters is []", "yarn" },
     { "\"beta_fast\":32", "\"beta_fast\":0.5", "beta_fast", "beta_slow" },
     { "\"factor\":40", "\"factor\":0.5", "factor", "from 1" },
     { "\"quant_method\":\"fp8\"", "\"quant_method\":\"awq\"", "quant_method", "fp8" },
@@ -219,13 +255,9 @@ static const wrong_t wrongs[] = {
 static void test_config_what_it_does_not_know_is_refused_by_name(void **state)
 {
     for (size_t i = 0; i < sizeof wrongs / sizeof *wrongs; i++) {
-        char json[4096];
         model_config_t c;
         error_text_t why = { "" };
-        const char *at = strstr(v3, wrongs[i].from);
-        assert_non_null(at);
-        snprintf(json, sizeof json, "%.*s%s%s", (int)(at - v3), v3, wrongs[i].to,
-                 at + strlen(wrongs[i].from));
+        const char *json = changed(wrongs[i].from, wrongs[i].to);
         if (model_config_parse(&c, json, strlen(json), &why) != ERR_MODEL)
             fail_msg("accepted: %s", wrongs[i].to);
         if (!strstr(why.text, wrongs[i].named) || !strstr(why.text, wrongs[i].allowed))
@@ -255,6 +287,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_config_v3_has_its_published_values),
         cmocka_unit_test(test_config_v3_rope_table_follows_yarn),
+        cmocka_unit_test(test_config_rope_parameters_are_read_as_rope_scaling),
         cmocka_unit_test(test_config_kimi_k2_has_its_published_values),
         cmocka_unit_test(test_config_moonlight_has_its_published_values),
         cmocka_unit_test(test_config_v2_has_its_published_values),
