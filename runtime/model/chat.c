@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "chat_parts.h"
+#include "json.h"
 
 static const char *const special_contents[SPECIALS_MAX] = {
 #define X(name, content) content,
@@ -81,7 +82,7 @@ static cJSON *read_config(const char *dir, error_text_t *why)
     char *bytes = malloc(CONFIG_BYTES_MAX);
     size_t size = bytes ? fread(bytes, 1, CONFIG_BYTES_MAX, file) : 0;
     fclose(file);
-    cJSON *config = size < CONFIG_BYTES_MAX ? cJSON_ParseWithLength(bytes, size) : NULL;
+    cJSON *config = size < CONFIG_BYTES_MAX ? json_parse(bytes, size) : NULL;
     free(bytes);
     if (!config)
         tokenizer_refuse(why, "%.300s/tokenizer_config.json: not JSON, or larger than 16 MiB", dir);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "digest.h"
+#include "json.h"
 
 enum { CONFIG_BYTES_MAX = 1 << 20, SCALE_BLOCK = 128, PATH_BYTES = 4352 };
 
@@ -474,7 +475,7 @@ err_t model_config_parse(model_config_t *self, const char *json, size_t size, er
     model_config_t parsed;
     if (size > CONFIG_BYTES_MAX)
         return model_refuse(why, "config.json has %zu bytes; allowed: %d", size, CONFIG_BYTES_MAX);
-    cJSON *root = cJSON_ParseWithLength(json, size);
+    cJSON *root = json_parse(json, size);
     if (!root) return model_refuse(why, "config.json is not JSON");
     err_t error = read_root(&parsed, root, why);
     cJSON_Delete(root);
@@ -505,7 +506,7 @@ static err_t read_generation(model_config_t *self, const char *dir, error_text_t
     snprintf(path, sizeof path, "%s/generation_config.json", dir);
     char *bytes = read_file(path, &size);
     if (!bytes) return ERR_OK;
-    cJSON *root = cJSON_ParseWithLength(bytes, size);
+    cJSON *root = json_parse(bytes, size);
     free(bytes);
     err_t error = root ? read_end_tokens(self, root, why)
                        : model_refuse(why, "generation_config.json is not JSON");

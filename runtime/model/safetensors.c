@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "json.h"
 #include "weights.h"
 
 enum {
@@ -227,7 +228,7 @@ static err_t parse(parsed_t *header, const char *text, size_t size, error_text_t
 {
     if (!is_shallow(text, size))
         return model_refuse(why, "the header is nested deeper than %d", HEADER_DEPTH_MAX);
-    header->root = cJSON_ParseWithLength(text, size);
+    header->root = json_parse(text, size);
     if (!cJSON_IsObject(header->root)) return model_refuse(why, "the header is no JSON object");
     return read_entries(header, why);
 }
@@ -338,7 +339,7 @@ static cJSON *read_index(const char *path)
         text = malloc((size_t)status.st_size + 1);
     if (text) size = fread(text, 1, (size_t)status.st_size, file);
     fclose(file);
-    cJSON *root = text && is_shallow(text, size) ? cJSON_ParseWithLength(text, size) : NULL;
+    cJSON *root = text && is_shallow(text, size) ? json_parse(text, size) : NULL;
     free(text);
     return root;
 }

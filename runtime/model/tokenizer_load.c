@@ -11,6 +11,7 @@
 #include <utf8proc.h>
 
 #include "../invariant.h"
+#include "json.h"
 #include "tokenizer_parts.h"
 
 enum {
@@ -343,7 +344,7 @@ err_t tokenizer_load(tokenizer_t *self, const char *json, size_t size, error_tex
     load_t load = { .self = self, .why = why };
     fill_alphabet(load.alphabet);
     if (splitter_init(&self->splitter) != ERR_OK) return REFUSE(&load, "tokenizer.json: no memory");
-    cJSON *root = cJSON_ParseWithLength(json, size);
+    cJSON *root = json_parse(json, size);
     if (!root) return REFUSE(&load, "tokenizer.json: not JSON (%zu bytes)", size);
     err_t error = load_root(&load, root);
     cJSON_Delete(root);

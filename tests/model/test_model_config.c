@@ -278,6 +278,17 @@ static void test_config_damaged_text_is_refused(void **state)
         assert_int_equal(model_config_parse(&c, cut, size, &why), ERR_MODEL);
         free(cut);
     }
+    static const char *const around[] = { "%s}", "%s{}", "%s null", "%s\v", "\xef\xbb\xbf%s" };
+    char longer[4096];
+    for (size_t i = 0; i < sizeof around / sizeof *around; i++) {
+        const char *mark = strstr(around[i], "%s");
+        snprintf(longer, sizeof longer, "%.*s%s%s", (int)(mark - around[i]), around[i], v3,
+                 mark + 2);
+        assert_int_equal(model_config_parse(&c, longer, strlen(longer), &why), ERR_MODEL);
+    }
+    snprintf(longer, sizeof longer, " \n%s \r\n\t", v3);
+    assert_int_equal(model_config_parse(&c, longer, strlen(longer), &why), ERR_OK);
+    assert_int_equal(model_config_parse(&c, v3, sizeof v3, &why), ERR_MODEL); /* a NUL behind it */
     assert_int_equal(model_config_read(&c, "/nowhere", &why), ERR_MODEL);
     assert_non_null(strstr(why.text, "/nowhere"));
 }

@@ -371,6 +371,8 @@ static void test_load_truncated_file_is_refused(void **state)
         assert_null(tokenizer_new_from_memory(exact, cut, &why));
         free(exact);
     }
+    assert_null(tokenizer_new_from_memory(json, size + 1, &why)); /* a NUL behind it */
+    assert_non_null(strstr(why.text, "not JSON"));
     free(json);
     assert_null(tokenizer_new("/nonexistent", &why));
     assert_non_null(strstr(why.text, "No such file"));

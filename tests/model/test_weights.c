@@ -91,6 +91,7 @@ static const header_case_t header_cases[] = {
     { "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}", 1, NULL },
     { "{\"b\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[4,6]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 6, NULL },
     { "[]", 0, "object" },
+    { "\xef\xbb\xbf{}", 0, "object" },
     { "{\"a\":", 0, "object" },
     { "{\"a\":3}", 0, "dtype" },
     { "{\"a\":{\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,1]}}", 1, "dtype" },
@@ -123,6 +124,27 @@ static void test_weights_header_is_checked_before_use(void **state)
         if (c->says && (error != ERR_MODEL || !strstr(why.text, c->says)))
             fail_msg("%s: should say %s, says %s", c->header, c->says,
                      error ? why.text : "nothing");
+        free(file.bytes);
+    }
+}
+
+/* If this failed, bytes in a header that nobody reads, or a second header, would pass as a sound
+ * file. */
+static void test_weights_header_is_followed_by_spaces_only(void **state)
+{
+    static const struct {
+        const char *rest;
+        size_t size;
+        err_t error;
+    } cases[] = { { " \t\r\n ", 5, ERR_OK }, { "x", 1, ERR_MODEL },   { "  {}", 4, ERR_MODEL },
+                  { "\0\0", 2, ERR_MODEL },  { " \0", 2, ERR_MODEL }, { "\v", 1, ERR_MODEL } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        error_text_t why = { "" };
+        file_t file = make_file("{}", cases[i].size);
+        uint64_t size = 2 + cases[i].size;
+        memcpy(file.bytes, &size, sizeof size);
+        memcpy(file.bytes + 10, cases[i].rest, cases[i].size);
+        assert_int_equal(safetensors_check(file.bytes, file.size, &why), cases[i].error);
         free(file.bytes);
     }
 }
@@ -191,6 +213,9 @@ static void test_weights_shards_are_found_by_their_index(void **state)
     write_text("model.safetensors.index.json", "{\"weight_map\":{\"a\":\"none.safetensors\"}}");
     assert_null(safetensors_open(directory, &why));
     assert_non_null(strstr(why.text, "none.safetensors"));
+    write_text("model.safetensors.index.json", "{\"weight_map\":{\"a\":\"one.safetensors\"}} {}");
+    assert_null(safetensors_open(directory, &why));
+    assert_non_null(strstr(why.text, "is not JSON"));
     write_text("model.safetensors.index.json", "{\"weight_map\":[]}");
     assert_null(safetensors_open(directory, &why));
     unlink(path_of("model.safetensors.index.json"));
@@ -322,6 +347,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights_header_is_checked_before_use),
+        cmocka_unit_test(test_weights_header_is_followed_by_spaces_only),
         cmocka_unit_test(test_weights_header_size_is_bounded),
         cmocka_unit_test(test_weights_truncation_anywhere_is_noticed),
         cmocka_unit_test(test_weights_shards_are_found_by_their_index),
