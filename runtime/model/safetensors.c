@@ -19,7 +19,8 @@
 enum {
     HEADER_BYTES_MAX = 100000000, /* the format's own limit */
     HEADER_DEPTH_MAX = 4,         /* header, tensor, its shape; one to spare for metadata */
-    TENSORS_MAX = 1 << 20,
+    TENSORS_MAX = 1 << 18,        /* of one file; the largest published models have half in all */
+    VALUES_MAX = 8 * TENSORS_MAX, /* a matrix has itself, dtype, shape of two, offsets of two */
     SHARDS_MAX = 4096,
     PATH_BYTES = 4352,
 };
@@ -170,10 +171,12 @@ static err_t check_names(entry_t *entries, size_t count, error_text_t *why)
     return ERR_OK;
 }
 
-/* Nesting is bounded before the recursive parser sees it. */
-static bool is_shallow(const char *text, size_t size)
+/* Nesting is bounded before the recursive parser sees it, and so are the values: it takes some
+ * hundred bytes for each of them, "1," included.  A value follows a comma or an opening bracket. */
+static err_t check_bounds(const char *text, size_t size, error_text_t *why)
 {
     int depth = 0;
+    size_t values = 0;
     bool is_text = false;
     for (size_t i = 0; i < size; i++) {
         char c = text[i];
@@ -181,13 +184,15 @@ static bool is_shallow(const char *text, size_t size)
             i++;
         else if (c == '"')
             is_text = !is_text;
-        else if (!is_text && (c == '{' || c == '['))
-            depth++;
-        else if (!is_text && (c == '}' || c == ']'))
-            depth--;
-        if (depth > HEADER_DEPTH_MAX) return false;
+        if (is_text) continue;
+        values += c == ',' || c == '{' || c == '[';
+        depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+        if (depth > HEADER_DEPTH_MAX)
+            return model_refuse(why, "the header is nested deeper than %d", HEADER_DEPTH_MAX);
+        if (values > VALUES_MAX)
+            return model_refuse(why, "the header has more values than %d", VALUES_MAX);
     }
-    return true;
+    return ERR_OK;
 }
 
 /* One parsed header: root owns the entries' names. */
@@ -226,8 +231,8 @@ static err_t read_entries(parsed_t *header, error_text_t *why)
 
 static err_t parse(parsed_t *header, const char *text, size_t size, error_text_t *why)
 {
-    if (!is_shallow(text, size))
-        return model_refuse(why, "the header is nested deeper than %d", HEADER_DEPTH_MAX);
+    err_t error = check_bounds(text, size, why);
+    if (error) return error;
     header->root = json_parse(text, size);
     if (!cJSON_IsObject(header->root)) return model_refuse(why, "the header is no JSON object");
     return read_entries(header, why);
@@ -339,7 +344,8 @@ static cJSON *read_index(const char *path)
         text = malloc((size_t)status.st_size + 1);
     if (text) size = fread(text, 1, (size_t)status.st_size, file);
     fclose(file);
-    cJSON *root = text && is_shallow(text, size) ? json_parse(text, size) : NULL;
+    error_text_t bounds;
+    cJSON *root = text && !check_bounds(text, size, &bounds) ? json_parse(text, size) : NULL;
     free(text);
     return root;
 }

@@ -149,6 +149,24 @@ static void test_weights_header_is_followed_by_spaces_only(void **state)
     }
 }
 
+/* If this failed, a header of a few megabytes could take gigabytes before it is refused. */
+static void test_weights_header_has_a_bounded_number_of_values(void **state)
+{
+    enum { VALUES = 3 << 20 };
+    static const char begin[] = "{\"a\":{\"dtype\":\"F32\",\"shape\":[";
+    static const char end[] = "1],\"data_offsets\":[0,4]}}";
+    char *header = malloc(sizeof begin + sizeof end + (size_t)VALUES * 2), *at = header;
+    error_text_t why = { "" };
+    at = stpcpy(at, begin);
+    for (int i = 0; i < VALUES; i++) at = stpcpy(at, "1,");
+    stpcpy(at, end);
+    file_t file = make_file(header, 4);
+    assert_int_equal(safetensors_check(file.bytes, file.size, &why), ERR_MODEL);
+    if (!strstr(why.text, "more values than")) fail_msg("says %s", why.text);
+    free(file.bytes);
+    free(header);
+}
+
 /* If this failed, a header size beyond the file would be believed. */
 static void test_weights_header_size_is_bounded(void **state)
 {
@@ -348,6 +366,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights_header_is_checked_before_use),
         cmocka_unit_test(test_weights_header_is_followed_by_spaces_only),
+        cmocka_unit_test(test_weights_header_has_a_bounded_number_of_values),
         cmocka_unit_test(test_weights_header_size_is_bounded),
         cmocka_unit_test(test_weights_truncation_anywhere_is_noticed),
         cmocka_unit_test(test_weights_shards_are_found_by_their_index),
