@@ -12,14 +12,37 @@
 
 #include "digest.h"
 #include "json.h"
+#include "tokenizer_utf8.h"
 
 enum { CONFIG_BYTES_MAX = 1 << 20, SCALE_BLOCK = 128, PATH_BYTES = 4352 };
+
+/* U+0080 to U+009F steer terminals as the bytes below a space do. */
+static bool is_control(const uint8_t *bytes, uint32_t size)
+{
+    return size == 1 ? bytes[0] < 0x20 || bytes[0] == 0x7f
+                     : size == 2 && bytes[0] == 0xc2 && bytes[1] < 0xa0;
+}
+
+void error_text_write(error_text_t *self, const char *format, va_list arguments)
+{
+    uint8_t *at = (uint8_t *)self->text;
+    vsnprintf(self->text, sizeof self->text, format, arguments);
+    for (size_t left = strlen(self->text); left > 0;) {
+        utf8_step_t step = utf8_step(at, left);
+        if (step.state != UTF8_VALID)
+            memset(at, '?', step.size);
+        else if (is_control(at, step.size))
+            memset(at, ' ', step.size);
+        at += step.size;
+        left -= step.size;
+    }
+}
 
 err_t model_refuse(error_text_t *why, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(why->text, sizeof why->text, format, arguments);
+    error_text_write(why, format, arguments);
     va_end(arguments);
     return ERR_MODEL;
 }

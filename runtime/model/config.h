@@ -7,6 +7,8 @@
 #ifndef RUNTIME_MODEL_CONFIG_H
 #define RUNTIME_MODEL_CONFIG_H
 
+#include <stdarg.h>
+
 #include "../../kernels/ops.h"
 #include "../../proto/messages.h"
 
@@ -16,6 +18,11 @@ enum { ERROR_TEXT_MAX = 512 };
 typedef struct {
     char text[ERROR_TEXT_MAX];
 } error_text_t;
+
+/* As vprintf, on one line of valid UTF-8: texts quote files of strangers, and go to terminals. What
+ * would steer those becomes a space, what is no UTF-8 a question mark. */
+void error_text_write(error_text_t *self, const char *format, va_list arguments)
+    __attribute__((format(printf, 2, 0)));
 
 /* Write down why a checkpoint is refused, "KEY is FOUND; allowed: ALLOWED"; returns ERR_MODEL. */
 err_t model_refuse(error_text_t *why, const char *format, ...)

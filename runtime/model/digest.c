@@ -57,7 +57,7 @@ static err_t mix_file(uint64_t *digest, const char *path, uint32_t pages, error_
     uint64_t size = (uint64_t)status.st_size;
     *digest = XXH3_64bits_withSeed(&size, sizeof size, *digest);
     is_read = is_read && mix_pages(descriptor, size, pages, digest);
-    if (!is_read) snprintf(why->text, sizeof why->text, "%.300s: %s", path, strerror(errno));
+    if (!is_read) (void)model_refuse(why, "%.300s: %s", path, strerror(errno));
     if (descriptor >= 0) close(descriptor);
     return is_read ? ERR_OK : ERR_MODEL;
 }
@@ -76,11 +76,9 @@ err_t weights_digest(uint64_t *digest, const char *dir, error_text_t *why)
     int count = scandir(dir, &entries, is_shard, compare);
     err_t error = ERR_OK;
     *digest = 0;
-    if (count < 0 || count > DIGEST_FILES_MAX) {
-        snprintf(why->text, sizeof why->text, "%.300s: %s", dir,
-                 count < 0 ? strerror(errno) : "too many files");
-        error = ERR_MODEL;
-    }
+    if (count < 0 || count > DIGEST_FILES_MAX)
+        error =
+            model_refuse(why, "%.300s: %s", dir, count < 0 ? strerror(errno) : "too many files");
     for (int i = 0; i < count; i++) {
         const char *name = entries[i]->d_name;
         snprintf(path, sizeof path, "%.4095s/%.255s", dir, name);

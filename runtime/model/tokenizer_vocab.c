@@ -3,7 +3,6 @@
 #include "tokenizer_vocab.h"
 
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +15,7 @@ void *tokenizer_refuse(error_text_t *why, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(why->text, sizeof why->text, format, arguments);
+    error_text_write(why, format, arguments);
     va_end(arguments);
     return NULL;
 }

@@ -265,6 +265,18 @@ static void test_config_what_it_does_not_know_is_refused_by_name(void **state)
     }
 }
 
+/* If this failed, a model's file could steer the terminal of whoever reads why it is refused. */
+static void test_config_refusals_show_no_control_characters(void **state)
+{
+    model_config_t c;
+    error_text_t why;
+    const char *json = changed("\"deepseek_v3\"", "\"\x7f\xc2\x9b]0;m\x9b\xe6\xb7\xb1\xe6\xb7\"");
+    assert_int_equal(model_config_parse(&c, json, strlen(json), &why), ERR_MODEL);
+    if (!strstr(why.text, "\"   ]0;m?\xe6\xb7\xb1??\"")) fail_msg("says %s", why.text);
+    assert_int_equal(model_refuse(&why, "%s", "a\x1b[31m\nb"), ERR_MODEL);
+    assert_string_equal(why.text, "a [31m b");
+}
+
 /* If this failed, a damaged file would crash the loader. */
 static void test_config_damaged_text_is_refused(void **state)
 {
@@ -306,6 +318,7 @@ int main(void)
         cmocka_unit_test(test_config_shipped_models_are_read),
         cmocka_unit_test(test_config_key_differs_with_every_shape),
         cmocka_unit_test(test_config_what_it_does_not_know_is_refused_by_name),
+        cmocka_unit_test(test_config_refusals_show_no_control_characters),
         cmocka_unit_test(test_config_damaged_text_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

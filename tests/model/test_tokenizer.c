@@ -345,6 +345,7 @@ static void test_load_unknown_parts_are_refused_by_name(void **state)
     check_changed_file("\"BPE\"", "\"Unigram\"", "found Unigram; allowed is BPE");
     check_changed_file("\"Isolated\"", "\"Removed\"", "behavior Isolated");
     check_changed_file("\"Split\"", "\"Digits\"", "found Digits");
+    check_changed_file("\"Split\"", "\"Di\\u001b\\ngits\"", "found Di  gits");
     check_changed_file("\\\\p{N}{1,3}", "(\\\\p{N}", "pattern 0: missing closing parenthesis");
     check_changed_file("\\\\p{N}{1,3}", "[\\\\S]", "without \\S in a class");
     check_changed_file("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}", "found NFC");
