@@ -239,6 +239,11 @@ static err_t read_groups(model_config_t *self, const cJSON *root, int method, er
     if (gate->experts % gate->groups)
         return model_refuse(why, "n_group is %u with %u experts; allowed: a divisor", gate->groups,
                             gate->experts);
+    if (gate->group_score == GATE_TOP2_SUM && gate->experts / gate->groups < 2)
+        return model_refuse(why,
+                            "n_group is %u with %u experts; allowed with topk_method noaux_tc: "
+                            "groups of two and more, whose best two scores it adds",
+                            gate->groups, gate->experts);
     if (gate->top_groups > gate->groups)
         return model_refuse(why, "topk_group is %u; allowed: 1 to n_group, %u", gate->top_groups,
                             gate->groups);
@@ -513,11 +518,11 @@ static char *read_file(const char *path, size_t *size)
     if (!file) return NULL;
     char *bytes = malloc(CONFIG_BYTES_MAX + 1);
     *size = bytes ? fread(bytes, 1, CONFIG_BYTES_MAX + 1, file) : 0;
-    int error = ferror(file);
+    int error = ferror(file) ? errno : 0; /* EISDIR: a directory can be opened */
     fclose(file);
     if (!error) return bytes;
     free(bytes);
-    errno = EIO;
+    errno = error;
     return NULL;
 }
 
@@ -528,11 +533,13 @@ static err_t read_generation(model_config_t *self, const char *dir, error_text_t
     size_t size;
     snprintf(path, sizeof path, "%s/generation_config.json", dir);
     char *bytes = read_file(path, &size);
-    if (!bytes) return ERR_OK;
+    if (!bytes && errno == ENOENT) return ERR_OK;
+    if (!bytes) return model_refuse(why, "generation_config.json: %s", strerror(errno));
     cJSON *root = json_parse(bytes, size);
     free(bytes);
-    err_t error = root ? read_end_tokens(self, root, why)
-                       : model_refuse(why, "generation_config.json is not JSON");
+    err_t error = cJSON_IsObject(root)
+                      ? read_end_tokens(self, root, why)
+                      : model_refuse(why, "generation_config.json is no JSON object");
     cJSON_Delete(root);
     return error;
 }

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../invariant.h"
 #include "json.h"
 #include "weights.h"
 
@@ -472,6 +473,12 @@ const safetensor_t *safetensors_find(const safetensors_t *self, const char *name
 size_t safetensors_count(const safetensors_t *self)
 {
     return self->count;
+}
+
+const safetensor_t *safetensors_at(const safetensors_t *self, size_t index)
+{
+    invariant(index < self->count);
+    return &self->entries[index].tensor;
 }
 
 const char *safetensors_file(const safetensors_t *self, const safetensor_t *tensor)

@@ -32,6 +32,9 @@ void safetensors_close(safetensors_t **self);
 const safetensor_t *safetensors_find(const safetensors_t *self, const char *name);
 size_t safetensors_count(const safetensors_t *self);
 
+/* The index-th of them, in the order of names. */
+const safetensor_t *safetensors_at(const safetensors_t *self, size_t index);
+
 /* The file that holds it, for messages. */
 const char *safetensors_file(const safetensors_t *self, const safetensor_t *tensor);
 

@@ -384,6 +384,49 @@ static err_t take_layer(loaded_t *self, uint32_t index)
                     self->model.config.dense_intermediate);
 }
 
+/* ---- layers of the file ---- */
+
+/* Layers that predict further tokens come after num_hidden_layers and begin with eh_proj, which no
+ * other has.  We do not run them. */
+static bool predicts_further(const loaded_t *self, unsigned long layer)
+{
+    char name[NAME_BYTES];
+    snprintf(name, sizeof name, "model.layers.%lu.eh_proj.weight", layer);
+    return safetensors_find(self->files, name) != NULL;
+}
+
+/* False: the tensor belongs to no layer. */
+static bool read_layer(const char *name, unsigned long *layer)
+{
+    static const char prefix[] = "model.layers.";
+    char *end = NULL;
+    if (strncmp(name, prefix, sizeof prefix - 1) != 0) return false;
+    *layer = strtoul(name + sizeof prefix - 1, &end, 10);
+    return *end == '.';
+}
+
+/* With another num_hidden_layers than the file's the model would answer, but wrongly. */
+static err_t check_layers(loaded_t *self)
+{
+    uint32_t layers = self->model.config.layers;
+    unsigned long layer = 0;
+    for (uint32_t i = 0; i < layers; i++)
+        if (predicts_further(self, i))
+            return model_refuse(self->why,
+                                "%.200s: num_hidden_layers is %u, but model.layers.%u predicts "
+                                "further tokens; allowed: at most %u",
+                                self->options->dir, layers, i, i);
+    for (size_t i = 0; i < safetensors_count(self->files); i++) {
+        const char *name = safetensors_at(self->files, i)->name;
+        if (!read_layer(name, &layer) || layer < layers || predicts_further(self, layer)) continue;
+        return model_refuse(self->why,
+                            "%.200s: num_hidden_layers is %u, but there is tensor %.150s; allowed: "
+                            "more than %lu",
+                            self->options->dir, layers, name, layer);
+    }
+    return ERR_OK;
+}
+
 /* ---- the whole ---- */
 
 static err_t take_ends(loaded_t *self)
@@ -425,6 +468,8 @@ static err_t load(loaded_t *self)
     self->expected = count_tensors(model);
     self->files = safetensors_open(self->options->dir, self->why);
     if (!self->files) return ERR_MODEL;
+    error = check_layers(self);
+    if (error) return error;
     model->layers = calloc(model->config.layers, sizeof *model->layers);
     if (!model->layers)
         return model_refuse(self->why, "no memory for %u layers", model->config.layers);

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -226,6 +228,7 @@ static const wrong_t wrongs[] = {
     { "\"moe_layer_freq\":1", "\"moe_layer_freq\":2", "moe_layer_freq", "1" },
     { "\"num_key_value_heads\":128", "\"num_key_value_heads\":8", "num_key_value_heads", "128" },
     { "\"n_group\":8", "\"n_group\":7", "n_group", "divisor" },
+    { "\"n_group\":8", "\"n_group\":256", "n_group", "two" },
     { "\"topk_group\":4", "\"topk_group\":9", "topk_group", "n_group" },
     { "\"num_experts_per_tok\":8,\"n_group\":8,\"topk_group\":4", "\"num_experts_per_tok\":60,\"n_group\":8,\"topk_group\":1", "num_experts_per_tok", "1 to 32" },
     { "\"noaux_tc\"", "\"hash\"", "topk_method", "noaux_tc" },
@@ -263,6 +266,41 @@ static void test_config_what_it_does_not_know_is_refused_by_name(void **state)
         if (!strstr(why.text, wrongs[i].named) || !strstr(why.text, wrongs[i].allowed))
             fail_msg("%s: says %s", wrongs[i].to, why.text);
     }
+}
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite(text, 1, strlen(text), file), strlen(text));
+    assert_int_equal(fclose(file), 0);
+}
+
+/* If this failed, a model whose end tokens could not be read would never stop. */
+static void test_config_generation_config_is_an_object_or_missing(void **state)
+{
+    static const char *const wrong[] = { "[]", "null", "1", "", "{\"eos_token_id\":[2]} x" };
+    char directory[] = "/tmp/troupe-test-config-XXXXXX", config[64], generation[64];
+    model_config_t c;
+    error_text_t why;
+    assert_non_null(mkdtemp(directory));
+    snprintf(config, sizeof config, "%s/config.json", directory);
+    snprintf(generation, sizeof generation, "%s/generation_config.json", directory);
+    write_text(config, v3);
+    assert_int_equal(model_config_read(&c, directory, &why), ERR_OK);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        write_text(generation, wrong[i]);
+        assert_int_equal(model_config_read(&c, directory, &why), ERR_MODEL);
+        assert_non_null(strstr(why.text, "generation_config.json is no JSON object"));
+    }
+    write_text(generation, "{\"eos_token_id\":[2]}");
+    assert_int_equal(model_config_read(&c, directory, &why), ERR_OK);
+    assert_int_equal(c.end_token_count, 2);
+    assert_int_equal(unlink(generation), 0);
+    assert_int_equal(mkdir(generation, 0700), 0);
+    assert_int_equal(model_config_read(&c, directory, &why), ERR_MODEL);
+    assert_non_null(strstr(why.text, "generation_config.json: Is a directory"));
+    assert_int_equal(rmdir(generation) | unlink(config) | rmdir(directory), 0);
 }
 
 /* If this failed, a model's file could steer the terminal of whoever reads why it is refused. */
@@ -318,6 +356,7 @@ int main(void)
         cmocka_unit_test(test_config_shipped_models_are_read),
         cmocka_unit_test(test_config_key_differs_with_every_shape),
         cmocka_unit_test(test_config_what_it_does_not_know_is_refused_by_name),
+        cmocka_unit_test(test_config_generation_config_is_an_object_or_missing),
         cmocka_unit_test(test_config_refusals_show_no_control_characters),
         cmocka_unit_test(test_config_damaged_text_is_refused),
     };

@@ -337,6 +337,12 @@ static void test_weights_what_does_not_fit_is_refused_by_name(void **state)
     expect_refused("\"hidden_size\": 256", "\"hidden_size\": 128",
                    "shape [4096, 256]; allowed: [4096, 128]");
     expect_refused("\"num_hidden_layers\": 5", "\"num_hidden_layers\": 9", "model.layers.");
+    expect_refused("\"num_hidden_layers\": 5", "\"num_hidden_layers\": 6",
+                   "model.layers.5 predicts further tokens");
+    expect_refused("\"num_hidden_layers\": 5", "\"num_hidden_layers\": 4",
+                   "is tensor model.layers.4.");
+    expect_refused("\"num_hidden_layers\": 5", "\"num_hidden_layers\": 3",
+                   "is tensor model.layers.3.");
     expect_refused("\"quantization_config\"", "\"quantisation_config\"", "no quantization_config");
     expect_refused("\"lm_head.weight\":{\"dtype\":\"BF16\"",
                    "\"lm_head.weight\":{\"dtype\":\"F16\" ",
