@@ -51,48 +51,143 @@ static void append(pattern_t *out, const char *text, size_t size)
     out->size += size;
 }
 
-/* The escape at text (a backslash and a character), spelt for PCRE2.  False: there is no equal. */
-static bool translate_escape(pattern_t *out, const char *text, bool is_in_class)
+/* ---- what Oniguruma reads in another way than PCRE2 ----
+ *
+ * Such a pattern compiles and gives other words than those which the model was trained on, so it
+ * is refused.  Each of these names what it finds at text, NULL for nothing; texts end with a NUL.
+ */
+
+/* The escape at text, a backslash and a character. */
+static const char *unlike_escape(const char *text, bool is_in_class)
 {
-    if (text[1] != 's' && text[1] != 'S') {
-        append(out, text, 2);
-        return true;
+    if (is_in_class && text[1] == 'S') return "\\S in a class";
+    if (is_in_class && text[1] == 'b') return NULL; /* a backspace for both */
+    switch (text[1]) {
+    case 'h': /* a hexadecimal digit */
+    case 'H':
+        return "\\h or \\H";
+    case 'v': /* one character, U+000B */
+    case 'V':
+        return "\\v or \\V";
+    case 'w': /* with marks and connecting punctuation */
+    case 'W':
+        return "\\w or \\W";
+    case 'b':
+    case 'B':
+        return "\\b or \\B, the edge of a \\w";
+    case 'Q':
+    case 'E':
+        return "\\Q or \\E";
+    default:
+        return NULL;
     }
-    if (is_in_class && text[1] == 'S') return false;
+}
+
+/* The brace at text.  Where it holds no numbers both take it for itself. */
+static const char *unlike_interval(const char *text)
+{
+    static const char digits[] = "0123456789";
+    size_t low = strspn(text + 1, digits);
+    const char *at = text + 1 + low;
+    bool is_range = *at == ',';
+    size_t high = is_range ? strspn(++at, digits) : 0;
+    at += high;
+    if (*at != '}' || low + high == 0) return NULL;
+    if (low == 0) return "{,n}";
+    if (at[1] == '+') return "+ behind {n}"; /* not possessive: a repetition of the whole */
+    return at[1] == '?' && !is_range ? "? behind {n}" : NULL; /* not lazy: all of it or nothing */
+}
+
+/* The group at text, "(?" and what follows: m lets . match line ends there, ^ and $ do always. */
+static const char *unlike_option(const char *text)
+{
+    size_t size = strspn(text + 2, "imsxnJU^-");
+    return memchr(text + 2, 'm', size) ? "(?m)" : NULL;
+}
+
+/* "[:alpha:]" at text, inside a class: its size, 0 for anything else. */
+static size_t posix_size(const char *text)
+{
+    if (text[0] != '[' || text[1] != ':') return 0;
+    size_t begin = text[2] == '^' ? 3 : 2;
+    size_t name = strspn(text + begin, "abcdefghijklmnopqrstuvwxyz");
+    return name && strncmp(text + begin + name, ":]", 2) == 0 ? begin + name + 2 : 0;
+}
+
+static const char *find_unlike(const char *text, bool is_in_class)
+{
+    if (text[0] == '\\') return unlike_escape(text, is_in_class);
+    if (is_in_class && strncmp(text, "&&", 2) == 0) return "&& in a class";
+    if (is_in_class) return text[0] == '[' ? "a class in a class" : NULL;
+    if (strncmp(text, "(?", 2) == 0) return unlike_option(text);
+    return text[0] == '{' ? unlike_interval(text) : NULL;
+}
+
+/* ---- the pattern for PCRE2 ---- */
+
+/* The escape at text, spelt for PCRE2; returns its size. */
+static size_t translate_escape(pattern_t *out, const char *text, bool is_in_class)
+{
+    bool is_space = text[1] == 's' || text[1] == 'S',
+         has_brace = strchr("pPxo", text[1]) && text[2] == '{';
+    const char *end = has_brace ? strchr(text, '}') : NULL; /* \x{61}: no interval */
+    size_t size = end ? (size_t)(end - text) + 1 : 2;
+    if (!is_space) {
+        append(out, text, size);
+        return size;
+    }
     if (!is_in_class) append(out, text[1] == 's' ? "[" : "[^", text[1] == 's' ? 1 : 2);
     append(out, white_space, sizeof white_space - 1);
     if (!is_in_class) append(out, "]", 1);
-    return true;
+    return size;
 }
 
-static bool translate(pattern_t *out, const char *pattern, size_t size)
+/* What opens a class: a bracket right behind it stands for itself. */
+static size_t class_size(const char *text)
+{
+    size_t size = text[1] == '^' ? 2 : 1;
+    return text[size] == ']' ? size + 1 : size;
+}
+
+/* NULL; or what the pattern holds that cannot be translated. */
+static const char *translate(pattern_t *out, const char *pattern)
 {
     bool is_in_class = false;
-    for (size_t i = 0; i < size; i++) {
-        if (pattern[i] == '\\' && i + 1 < size) {
-            if (!translate_escape(out, pattern + i, is_in_class)) return false;
-            i++;
+    for (const char *at = pattern; *at;) {
+        size_t size = is_in_class ? posix_size(at) : 0;
+        const char *unlike = size ? NULL : find_unlike(at, is_in_class);
+        if (unlike) return unlike;
+        if (at[0] == '\\' && at[1]) {
+            at += translate_escape(out, at, is_in_class);
             continue;
         }
-        if (pattern[i] == '[') is_in_class = true;
-        if (pattern[i] == ']') is_in_class = false;
-        append(out, pattern + i, 1);
+        if (size == 0) size = !is_in_class && *at == '[' ? class_size(at) : 1;
+        if (!is_in_class && *at == '[')
+            is_in_class = true;
+        else if (*at == ']')
+            is_in_class = false;
+        append(out, at, size);
+        at += size;
     }
-    return !out->is_full;
+    return out->is_full ? "too many \\s" : NULL;
 }
 
 err_t splitter_add(splitter_t *self, const char *pattern, error_text_t *why)
 {
     size_t size = strlen(pattern);
-    static const uint32_t options =
-        PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_DOLLAR_ENDONLY;
+    static const uint32_t options = /* multiline: ^ and $ match at line ends, as in Oniguruma */
+        PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_MULTILINE;
     pattern_t translated = { .size = 0 };
-    if (self->stage_count == SPLIT_STAGES_MAX || size > SPLIT_PATTERN_MAX ||
-        !translate(&translated, pattern, size)) {
+    if (self->stage_count == SPLIT_STAGES_MAX || size > SPLIT_PATTERN_MAX) {
         tokenizer_refuse(why,
-                         "pre_tokenizer: pattern %u: %zu bytes; at most %d patterns of %d bytes, "
-                         "without \\S in a class",
+                         "pre_tokenizer: pattern %u: %zu bytes; at most %d patterns of %d bytes",
                          self->stage_count, size, SPLIT_STAGES_MAX, SPLIT_PATTERN_MAX);
+        return ERR_MODEL;
+    }
+    const char *unlike = translate(&translated, pattern);
+    if (unlike) {
+        tokenizer_refuse(why, "pre_tokenizer: pattern %u: found %s; allowed are patterns without",
+                         self->stage_count, unlike);
         return ERR_MODEL;
     }
     int code = 0;

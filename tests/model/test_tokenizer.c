@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "runtime/model/tokenizer.h"
+#include "runtime/model/tokenizer_split.h"
 #include "runtime/model/tokenizer_utf8.h"
 
 #define TINY        SOURCE_DIR "/models/tiny"
@@ -320,6 +321,79 @@ static void test_encode_after_reserve_does_not_allocate(void **state)
     tokenizer_destroy(&tokenizer);
 }
 
+/* ---- patterns ---- */
+
+enum { WORDS_BYTES = 64 };
+
+static void add_word(void *out, const char *word, size_t size)
+{
+    size_t used = strlen(out);
+    snprintf((char *)out + used, WORDS_BYTES - used, "%.*s|", (int)size, word);
+}
+
+/* If it failed, a pattern would cut other words than it does for Oniguruma, with which HF runs it:
+ * the words are HF's. */
+static void test_split_patterns_give_the_words_of_hf(void **state)
+{
+    static const char *const cases[][3] = {
+        { "[]a]+", "x]a", "x|]a|" },
+        { "[^]a]+", "x]a", "x|]a|" },
+        { "[[:alpha:]]+", "ab1", "ab|1|" },
+        { "[a[:digit:]b]+", "a1bx", "a1b|x|" },
+        { "[[:alpha:]\\s]+", "a b1", "a b|1|" },
+        { "[\\[\\]&]+", "[&]a", "[&]|a|" },
+        { "\\x{61}+", "aab", "aa|b|" },
+        { "\\p{L}{1,2}?", "abc", "a|b|c|" },
+        { "a{,}", "a{,}", "a{,}|" },
+        { "^a", "a\na", "a|\n|a|" },
+        { "a$", "a\na", "a|\n|a|" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        splitter_t splitter;
+        error_text_t why = { "" };
+        char words[WORDS_BYTES] = "";
+        assert_int_equal(splitter_init(&splitter), ERR_OK);
+        if (splitter_add(&splitter, cases[i][0], &why)) fail_msg("%s: %s", cases[i][0], why.text);
+        splitter_run(&splitter, cases[i][1], strlen(cases[i][1]), add_word, words);
+        assert_string_equal(words, cases[i][2]);
+        splitter_fini(&splitter);
+    }
+}
+
+/* If it failed, a pattern that PCRE2 takes in another meaning would give a model words that it was
+ * not trained on. */
+static void test_split_patterns_with_two_meanings_are_refused_by_name(void **state)
+{
+    static const char *const cases[][2] = {
+        { "[a-z&&[^aeiou]]+", "&& in a class" },
+        { "[[a-c][x-z]]", "a class in a class" },
+        { "[a[:foo]", "a class in a class" },
+        { "\\h+", "\\h" },
+        { "[^\\H]", "\\h" },
+        { "x|\\v", "\\v" },
+        { "a{,2}", "{,n}" },
+        { "\\d{1,3}+", "+ behind {n}" },
+        { "a{2}?", "? behind {n}" },
+        { "\\w+", "\\w" },
+        { "[^\\r\\w]", "\\w" },
+        { "\\bx", "\\b" },
+        { "\\Qa\\E", "\\Q" },
+        { "(?im:a.)", "(?m)" },
+        { "[\\S]", "\\S in a class" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        splitter_t splitter;
+        error_text_t why = { "" };
+        assert_int_equal(splitter_init(&splitter), ERR_OK);
+        assert_int_equal(splitter_add(&splitter, cases[i][0], &why), ERR_MODEL);
+        const char *found = strstr(why.text, "pattern 0: found ");
+        if (!found || !strstr(found, cases[i][1])) fail_msg("%s: %s", cases[i][0], why.text);
+        splitter_fini(&splitter);
+    }
+}
+
 /* ---- hostile files ---- */
 
 /* Replace the first occurrence of one text in tiny's file and load that. */
@@ -347,7 +421,7 @@ static void test_load_unknown_parts_are_refused_by_name(void **state)
     check_changed_file("\"Split\"", "\"Digits\"", "found Digits");
     check_changed_file("\"Split\"", "\"Di\\u001b\\ngits\"", "found Di  gits");
     check_changed_file("\\\\p{N}{1,3}", "(\\\\p{N}", "pattern 0: missing closing parenthesis");
-    check_changed_file("\\\\p{N}{1,3}", "[\\\\S]", "without \\S in a class");
+    check_changed_file("\\\\p{N}{1,3}", "[\\\\S]", "pattern 0: found \\S in a class");
     check_changed_file("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}", "found NFC");
     check_changed_file("\"byte_fallback\": false", "\"byte_fallback\": true",
                        "model.byte_fallback");
@@ -412,6 +486,8 @@ int main(void)
         cmocka_unit_test(test_encode_random_bytes_round_trip_as_repaired_text),
         cmocka_unit_test(test_encode_special_token_without_permission_stays_text),
         cmocka_unit_test(test_encode_after_reserve_does_not_allocate),
+        cmocka_unit_test(test_split_patterns_give_the_words_of_hf),
+        cmocka_unit_test(test_split_patterns_with_two_meanings_are_refused_by_name),
         cmocka_unit_test(test_load_unknown_parts_are_refused_by_name),
         cmocka_unit_test(test_load_truncated_file_is_refused),
         cmocka_unit_test(test_load_more_ids_than_the_model_has_is_refused),
