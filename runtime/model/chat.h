@@ -4,6 +4,13 @@
  * features in the Jinja text (never executed); an unknown one is refused with the list of known
  * ones. Special tokens in the output are the template's own only: a user's text that spells one
  * stays text.
+ *
+ * DeepSeek-V3's first template closes tool calls (<｜tool▁calls▁end｜><｜end▁of▁sentence｜>) only
+ * behind a second call, and again behind every further one; it leaves out the calls of a message
+ * that has text, and opens calls and outputs once in a conversation.  Later templates close the
+ * calls once, behind the last, and open them in every turn.  Their form is rendered for both: with
+ * two calls in one turn the first template gives the same, and the end mark that it forgets is the
+ * token with which the model itself had ended its turn.
  */
 #ifndef RUNTIME_MODEL_CHAT_H
 #define RUNTIME_MODEL_CHAT_H

@@ -235,6 +235,32 @@ static void test_chat_every_template_matches_rendered_jinja(void **state)
     cJSON_Delete(cases);
 }
 
+/* If it failed, a conversation with one tool call, or with three, would leave its turn open or end
+ * it twice, as the first template of DeepSeek-V3 did. */
+static void test_chat_tool_calls_of_v3_are_closed_once(void **state)
+{
+    (void)state;
+    static const chat_call_t call = { "f", "{}", 1, 2 };
+    const chat_call_t calls[] = { call, call, call };
+    static const char end[] = "<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+                              "<｜tool▁outputs▁begin｜>";
+    chat_t *chat = open_template("deepseek_v3");
+    for (uint32_t count = 1; count <= 3; count++) {
+        static char text[FILE_MAX];
+        talk_t talk = { .count = 3 };
+        talk.messages[0] = (chat_message_t){ .role = CHAT_USER, .content = "a", .content_size = 1 };
+        talk.messages[1] =
+            (chat_message_t){ .role = CHAT_ASSISTANT, .calls = calls, .call_count = count };
+        talk.messages[2] = (chat_message_t){ .role = CHAT_TOOL, .content = "b", .content_size = 1 };
+        size_t size = render(chat, tokenizer, &talk, -1);
+        text[tokenizer_decode(tokenizer, ids, size, false, text, sizeof text - 1)] = 0;
+        assert_non_null(strstr(text, end));
+        const char *first = strstr(text, "<｜tool▁calls▁end｜>");
+        assert_null(strstr(first + 1, "<｜tool▁calls▁end｜>"));
+    }
+    chat_destroy(&chat);
+}
+
 /* ---- what users may not do ---- */
 
 /* If it failed, a user could end the turn or speak as the assistant by spelling a special token. */
@@ -473,6 +499,7 @@ int main(void)
         cmocka_unit_test(test_chat_tiny_reference_prompts_match),
         cmocka_unit_test(test_chat_every_template_matches_rendered_jinja),
         cmocka_unit_test(test_chat_special_token_in_content_stays_text),
+        cmocka_unit_test(test_chat_tool_calls_of_v3_are_closed_once),
         cmocka_unit_test(test_chat_unrenderable_message_is_refused_by_name),
         cmocka_unit_test(test_chat_prefix_is_left_open),
         cmocka_unit_test(test_chat_reasoning_follows_template_and_flag),
