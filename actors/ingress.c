@@ -24,6 +24,7 @@
 enum {
     RETRY_FIRST_US = 50000,
     RETRY_MOST_US = 1000000,
+    FULL_LINK_US = 50000, /* until a client's full link is tried again */
     HOLD_BOUNDS = 5, /* detection bounds for which a broken path is borne: a restart takes less */
 };
 
@@ -51,8 +52,9 @@ bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id)
 
 static void set_wake(ingress_t *self, actor_t *world)
 {
-    bool is_printing = self->in_print != NONE;
-    actor_wake_at(world, is_printing ? actor_now_us(world) : alarms_next_us(&self->alarms));
+    uint64_t next_us = alarms_next_us(&self->alarms);
+    bool is_print_next = self->in_print != NONE && (next_us == 0 || self->print_at_us < next_us);
+    actor_wake_at(world, is_print_next ? self->print_at_us : next_us);
 }
 
 /* The next moment at which something must happen even if nobody speaks. */
@@ -117,14 +119,20 @@ static void print_later(ingress_t *self, actor_t *world, call_t *call)
     while (*link != NONE) link = &self->calls[*link].next;
     *link = call_index(self, call);
     call->next = NONE;
+    self->print_at_us = actor_now_us(world) + (call->is_client ? FULL_LINK_US : 0);
     set_wake(self, world);
 }
 
+/* In turn, for one client that takes nothing must not keep the others waiting. */
 static void print_next(ingress_t *self, actor_t *world)
 {
-    if (self->in_print == NONE) return;
+    if (self->in_print == NONE || actor_now_us(world) < self->print_at_us) return;
     call_t *call = &self->calls[self->in_print];
-    if (answer_call_end(self, world, call)) call_free(self, call);
+    self->in_print = call->next;
+    if (answer_call_end(self, world, call))
+        call_free(self, call);
+    else
+        print_later(self, world, call);
 }
 
 void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome)
@@ -355,6 +363,12 @@ static void on_tokens(void *state, actor_t *world, const msg_t *m)
         observe_token(self, world, request);
         fresh_t fresh = { &m->tokens, request->generated - taken, taken };
         answer_delta(self, world, request, &fresh);
+        if (self->calls[request->call].is_cut) {
+            request_cancel(self, world, request);
+            request->reason = FINISH_CANCELLED;
+            request_end(self, world, request, OUTCOME_FAILED);
+            return;
+        }
     }
     if (error == ERR_NO_SPACE) {
         request_cancel(self, world, request);
@@ -580,6 +594,7 @@ static void on_http_closed(void *state, actor_t *world, const msg_t *m)
 static void on_stop(void *state, actor_t *world, const msg_t *m)
 {
     ingress_t *self = state;
+    if (m->header.from.role == ROLE_client) return; /* the director's to ask for */
     self->is_draining = true;
 }
 
@@ -661,7 +676,7 @@ static err_t reserve_text(ingress_t *self, actor_t *world)
 {
     enum { LITERALS_MAX = 4096 }; /* what a template puts between two special tokens */
     size_t body = body_bytes_max(self);
-    self->text_max = (size_t)CONTEXT_MAX * tokenizer_token_bytes_max(self->tokenizer);
+    self->text_max = (size_t)self->context_max * tokenizer_token_bytes_max(self->tokenizer);
     size_t text = body < self->text_max ? body : self->text_max;
     if (tokenizer_reserve(self->tokenizer, text + LITERALS_MAX) &&
         chat_reserve(self->chat, text + LITERALS_MAX))
@@ -701,9 +716,19 @@ static err_t init(void *state, actor_t *world)
     return actor_http_open(world);
 }
 
+/* Whoever still waits when the time to drain is over is told so. */
+static void end_all(ingress_t *self, actor_t *world)
+{
+    openai_error_t why;
+    openai_refuse(&why, ERR_UNAVAILABLE, "", "This server is stopping; retry elsewhere.");
+    for (uint32_t i = 0; i < self->requests_max; i++)
+        if (self->calls[i].is_used) call_fail(self, world, &self->calls[i], &why);
+}
+
 static void fini(void *state, actor_t *world)
 {
     ingress_t *self = state;
+    if (self->is_draining) end_all(self, world);
     chat_destroy(&self->chat);
     tokenizer_destroy(&self->tokenizer);
     key_maker_destroy(&self->keys);

@@ -216,8 +216,7 @@ static void write_delta(ingress_t *self, request_t *request, const answer_head_t
 }
 
 /* Texts longer than a message's field take several messages; the ids travel with the first. */
-static void send_client_tokens(ingress_t *self, actor_t *world, const call_t *call,
-                               const fresh_t *fresh)
+static void send_client_tokens(ingress_t *self, actor_t *world, call_t *call, const fresh_t *fresh)
 {
     size_t reasoning = 0, content = 0;
     msg_t m;
@@ -242,8 +241,10 @@ static void send_client_tokens(ingress_t *self, actor_t *world, const call_t *ca
             self->content_size - content < 4096 ? self->content_size - content : 4096;
         m.client_tokens.reasoning = (bytes_t){ self->reasoning + reasoning, take_reasoning };
         m.client_tokens.text = (bytes_t){ self->content + content, take_content };
-        if (actor_send(world, call->client, &m) != ERR_OK)
-            return; /* peer_down or the client's own timeout ends it */
+        if (actor_send(world, call->client, &m) != ERR_OK) {
+            call->is_cut = true; /* what would come next would follow a gap */
+            return;
+        }
         reasoning += take_reasoning;
         content += take_content;
         m.client_tokens.ids_count = m.client_tokens.logprobs_count = 0;
@@ -254,7 +255,7 @@ void answer_delta(ingress_t *self, actor_t *world, request_t *request, const fre
 {
     call_t *call = &self->calls[request->call];
     if (call->is_client) {
-        send_client_tokens(self, world, call, fresh);
+        if (!call->is_cut) send_client_tokens(self, world, call, fresh);
         return;
     }
     if (!call->is_stream) return;
@@ -275,7 +276,7 @@ void answer_request_end(ingress_t *self, actor_t *world, request_t *request)
     text_rules_t rules = answer_rules(self, call, &self->tails[request_index(self, request)]);
     if (!call->is_prompt_only) text_end(&request->text, &rules, answer_sink(self));
     if (call->is_client) {
-        if (self->reasoning_size + self->content_size > 0)
+        if (self->reasoning_size + self->content_size > 0 && !call->is_cut)
             send_client_tokens(self, world, call, NULL);
         return;
     }
@@ -412,8 +413,18 @@ static void finish_stream(ingress_t *self, actor_t *world, call_t *call)
     actor_http_end(world, call->exchange);
 }
 
-static void finish_client(const ingress_t *self, actor_t *world, const call_t *call)
+static bool fail_client(actor_t *world, const call_t *call)
 {
+    openai_error_t why;
+    openai_refuse(&why, ERR_OVERLOAD, "",
+                  "The client takes its tokens too slowly; the link to it is full.");
+    return answer_client_error(world, call->client, call->client_id, &why);
+}
+
+/* False: the link is full. */
+static bool finish_client(const ingress_t *self, actor_t *world, const call_t *call)
+{
+    if (call->is_cut) return fail_client(world, call);
     usage_t usage = usage_of(self, call);
     msg_t m;
     msg_init(&m, MSG_client_finished);
@@ -423,17 +434,17 @@ static void finish_client(const ingress_t *self, actor_t *world, const call_t *c
     m.client_finished.completion_tokens = (u32)usage.completion_tokens;
     m.client_finished.reasoning_tokens = (u32)usage.reasoning_tokens;
     m.client_finished.cached_tokens = (u32)usage.cached_tokens;
-    err_t error = actor_send(world, call->client, &m);
-    (void)error; /* a client that takes nothing more learns it from its own timeout */
+    return actor_send(world, call->client, &m) != ERR_OVERLOAD;
 }
 
 bool answer_call_end(ingress_t *self, actor_t *world, call_t *call)
 {
     if (!call->is_client && !call->is_stream) return finish_whole(self, world, call);
-    if (call->is_client)
-        finish_client(self, world, call);
-    else
-        finish_stream(self, world, call);
+    if (call->is_client) {
+        call->is_in_print = true;
+        return finish_client(self, world, call);
+    }
+    finish_stream(self, world, call);
     return true;
 }
 
@@ -451,7 +462,7 @@ void answer_error(ingress_t *self, actor_t *world, uint64_t exchange, const open
     actor_http_answer(world, exchange, &answer, out.text, out.used);
 }
 
-void answer_client_error(actor_t *world, address_t client, request_id_t id,
+bool answer_client_error(actor_t *world, address_t client, request_id_t id,
                          const openai_error_t *why)
 {
     const error_desc_t *desc = &error_descs[why->error];
@@ -464,14 +475,14 @@ void answer_client_error(actor_t *world, address_t client, request_id_t id,
         desc->http_status == 429 || desc->http_status == 503 ? 1000 : 0;
     snprintf(m.client_failed.message, sizeof m.client_failed.message, "%.500s", why->message);
     snprintf(m.client_failed.param, sizeof m.client_failed.param, "%s", why->param);
-    err_t error = actor_send(world, client, &m);
-    (void)error; /* as above: nobody is left to tell */
+    return actor_send(world, client, &m) != ERR_OVERLOAD;
 }
 
 void answer_call_error(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why)
 {
     if (call->is_client) {
-        answer_client_error(world, call->client, call->client_id, why);
+        (void)answer_client_error(world, call->client, call->client_id,
+                                  why); /* or its timeout does */
         return;
     }
     if (!call->is_begun) {

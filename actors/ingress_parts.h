@@ -64,6 +64,7 @@ typedef struct {
 
 typedef struct {
     bool is_used, is_client, is_begun, is_in_print;
+    bool is_cut; /* a ZeroMQ client that did not take its tokens: it gets no more, and is told so */
     bool is_chat, is_stream, has_usage_chunk, has_usage_always, is_echo, is_prompt_only, has_stops;
     uint64_t exchange;
     address_t client;
@@ -104,14 +105,15 @@ typedef struct {
     uint64_t model_hash, started_s;
     char model_name[128], fingerprint[24];
     uint32_t context_max;
-    size_t text_max; /* bytes; a longer text has more than CONTEXT_MAX tokens */
+    size_t text_max; /* bytes; a longer text has more than context_max tokens */
 
     request_t *requests;
     call_t *calls;
     extras_t *extras;   /* by call */
     stop_tail_t *tails; /* by request */
     uint32_t requests_max, free_request, free_call;
-    uint32_t in_print; /* the call whose whole answer takes more than a turn, and those behind it */
+    uint32_t in_print; /* the call whose end takes more than a turn, and those behind it */
+    uint64_t print_at_us;
     uint32_t request_count, call_count; /* held */
     table_t by_id, by_caller;
     chain_pool_t pool;
@@ -204,11 +206,13 @@ typedef struct {
  * client. */
 void answer_delta(ingress_t *self, actor_t *world, request_t *request, const fresh_t *fresh);
 void answer_request_end(ingress_t *self, actor_t *world, request_t *request);
-/* False: the answer is so large that it goes on in another turn, by another call of this. */
+/* False: not told yet; another call of this, in another turn, goes on.  A whole answer may be
+ * large, a client's link full. */
 MUST_CHECK bool answer_call_end(ingress_t *self, actor_t *world, call_t *call);
 void answer_call_error(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why);
 void answer_error(ingress_t *self, actor_t *world, uint64_t exchange, const openai_error_t *why);
-void answer_client_error(actor_t *world, address_t client, request_id_t id,
+/* False: the link is full. */
+bool answer_client_error(actor_t *world, address_t client, request_id_t id,
                          const openai_error_t *why);
 /* Append to self->reasoning or self->content. */
 text_sink_t answer_sink(ingress_t *self);

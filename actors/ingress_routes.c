@@ -465,5 +465,5 @@ void on_client_submit(void *state, actor_t *world, const msg_t *m)
     openai_error_t why;
     if (admit_client(self, world, m, &why) == ERR_OK) return;
     actor_count(world, METRIC_requests_rejected_total, 1);
-    answer_client_error(world, m->header.from, m->header.request, &why);
+    (void)answer_client_error(world, m->header.from, m->header.request, &why);
 }

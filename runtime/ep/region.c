@@ -118,8 +118,10 @@ static err_t lay_out(region_t *self, const char *path, uint64_t layout)
     if (is_same) return ERR_OK;
     if (is_used_by_others(self))
         return fail(self, path, "the other ranks have another model or layout");
-    if (ftruncate(self->file, 0) || ftruncate(self->file, (off_t)self->bytes))
-        return fail(self, path, strerror(errno));
+    if (ftruncate(self->file, 0)) return fail(self, path, strerror(errno));
+    /* A file with holes would end its ranks by a signal when the disk is full. */
+    int refused = posix_fallocate(self->file, 0, (off_t)self->bytes);
+    if (refused) return fail(self, path, strerror(refused));
     const uint32_t generation = 1;
     if (pwrite(self->file, &generation, sizeof generation, offsetof(region_head_t, generation)) <
             0 ||

@@ -3,6 +3,7 @@
 #include "http.h"
 
 #include <stdio.h>
+#include <sys/resource.h>
 
 #include "../zmq/world_internal.h"
 #include "server.h"
@@ -47,6 +48,23 @@ static void close_port(actor_t *world)
     server_destroy((server_t **)world_http_slot(world));
 }
 
+/* As many as there are descriptors for, beside those of links, pools and ZeroMQ's clients: libzmq
+ * ends the process when it has none left. */
+static uint32_t connections_max(actor_t *world)
+{
+    enum { KEPT = 512 };
+    uint32_t wanted = (uint32_t)actor_config(world)->http.connections_max;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted + (rlim_t)KEPT)
+        return wanted;
+    uint32_t all = (uint32_t)limit.rlim_cur, most = all > 2 * KEPT ? all - KEPT : all / 2;
+    if (most >= wanted) return wanted;
+    actor_log(world, LOG_WARN, "HTTP-DESCRIPTORS",
+              "http.connections_max is %u, but the limit of open files (%u) leaves room for %u",
+              wanted, all, most);
+    return most;
+}
+
 err_t actor_http_open(actor_t *world)
 {
     const config_t *config = actor_config(world);
@@ -56,7 +74,7 @@ err_t actor_http_open(actor_t *world)
                                  .header_bytes_max = (size_t)config->http.header_bytes_max,
                                  .stream_buffer_bytes = (size_t)config->http.stream_buffer_bytes,
                                  .stall_ms = (uint32_t)config->http.stream_stall_seconds * 1000,
-                                 .connections_max = (uint32_t)config->http.connections_max,
+                                 .connections_max = connections_max(world),
                                  .idle_ms = (uint32_t)config->http.idle_seconds * 1000,
                                  .receive_ms = (uint32_t)config->http.receive_seconds * 1000,
                                  .on_request = on_request,

@@ -48,15 +48,20 @@ static int frames_mark(uint32_t mark)
     return (int)(frames < FRAMES_MARK_MIN ? FRAMES_MARK_MIN : frames);
 }
 
-static void set_options(const actor_t *world, void *socket, uint32_t mark)
+static void set_options(const actor_t *world, void *socket, uint32_t mark, bool is_connecting)
 {
     int64_t largest = LARGE_BYTES;
     int dead_ms = (int)world->config->timing.dead_ms;
     set_int(socket, ZMQ_LINGER, 0);
     set_int(socket, ZMQ_SNDHWM, frames_mark(mark));
     set_int(socket, ZMQ_RCVHWM, frames_mark(mark));
-    set_int(socket, ZMQ_HEARTBEAT_IVL, dead_ms / 2);
-    set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, dead_ms);
+    /* Whoever connects sends ZMTP's heartbeats, for both sides.  A ROUTER that sent them would be
+     * ended by an assertion of libzmq 4.3.4 when a peer closes while its input waits. */
+    if (is_connecting) {
+        set_int(socket, ZMQ_HEARTBEAT_IVL, dead_ms / 2);
+        set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, dead_ms);
+        set_int(socket, ZMQ_HEARTBEAT_TTL, dead_ms);
+    }
     set_int(socket, ZMQ_HANDSHAKE_IVL, 5000);
     invariant(zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest) == 0);
 }
@@ -87,7 +92,7 @@ static err_t router_open(actor_t *world, uint32_t mark)
     channel->world = world;
     channel->socket = zmq_socket(world->context, ZMQ_ROUTER);
     if (!channel->socket) return refuse(world, "socket for", endpoint);
-    set_options(world, channel->socket, mark);
+    set_options(world, channel->socket, mark, false);
     set_int(channel->socket, ZMQ_ROUTER_MANDATORY, 1);
     set_int(channel->socket, ZMQ_BACKLOG, 1024);
     err_t error = curve_bind(world, channel->socket);
@@ -125,7 +130,7 @@ static err_t dealer_open(actor_t *world, channel_t *channel)
         return ERR_CONFIG;
     channel->socket = zmq_socket(world->context, ZMQ_DEALER);
     if (!channel->socket) return refuse(world, "socket for", endpoint);
-    set_options(world, channel->socket, peer->mark);
+    set_options(world, channel->socket, peer->mark, true);
     int size = snprintf(id, sizeof id, "%s.%u", role_names[world->self.role], world->self.index);
     invariant(zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, id, (size_t)size) == 0);
     set_int(channel->socket, ZMQ_IMMEDIATE,
@@ -248,7 +253,8 @@ static bool frame_receive(channel_t *channel)
         (void)zmq_msg_close(&channel->frame);
         return false;
     }
-    bool is_refused = drop_rest(channel, &channel->frame);
+    /* ZeroMQ gives the real size of a routing id that it had to cut. */
+    bool is_refused = drop_rest(channel, &channel->frame) || id_size > ROUTING_ID_MAX;
     channel->frame_peer = channel->peer;
     if (is_router && !is_refused && curve_agrees(world, &channel->frame, id, id_size))
         channel->frame_peer = peer_of_id(world, id, id_size);

@@ -71,8 +71,13 @@ static err_t find_reader(pool_t *self, const job_t *job, cached_t **found)
     cached_t *oldest = &self->readers[0];
     for (int i = 0; i < READERS_MAX; i++) {
         cached_t *cached = &self->readers[i];
-        bool is_same = cached->reader && cached->peer.role == job->peer.role &&
-                       cached->peer.index == job->peer.index && cached->epoch == job->peer_epoch;
+        bool is_peer = cached->reader && cached->peer.role == job->peer.role &&
+                       cached->peer.index == job->peer.index;
+        bool is_same = is_peer && cached->epoch == job->peer_epoch;
+        if (is_peer && !is_same) { /* memory of a life that is over */
+            self->wire->reader_close(&cached->reader);
+            cached->used = 0;
+        }
         if (cached->used < oldest->used) oldest = cached;
         if (!is_same) continue;
         cached->used = ++self->uses;

@@ -372,6 +372,67 @@ static void test_ingress_client_gets_each_token_once(void **state)
     destroy(world);
 }
 
+static void test_ingress_client_with_a_full_link_is_told_the_end_later(void **state)
+{
+    /* Tokens that were dropped in silence, an end that never came: the client would wait for ever,
+     * or take half a text for the whole. */
+    for (int is_token_refused = 0; is_token_refused < 2; is_token_refused++) {
+        actor_t *world = new_ingress(NULL);
+        submit_client(world, 0, "some text");
+        uint32_t next = give_text(world, 0, "a");
+        if (!is_token_refused) give_text(world, next, "b");
+        world->send_answer = ERR_OVERLOAD;
+        if (is_token_refused)
+            give_text(world, next, "b");
+        else
+            finish(world, FINISH_LENGTH, next + 1);
+        assert_null(last(world, MSG_client_finished));
+        assert_false(world->class->is_idle(world->state));
+        fake_run(world, 200000);
+        world->send_answer = ERR_OK;
+        fake_run(world, 200000);
+        if (is_token_refused)
+            assert_int_equal(last(world, MSG_client_failed)->message.client_failed.error,
+                             ERR_OVERLOAD);
+        else
+            assert_int_equal(
+                last(world, MSG_client_finished)->message.client_finished.completion_tokens,
+                next + 1);
+        destroy(world);
+    }
+}
+
+static void test_ingress_client_may_not_stop_it(void **state)
+{
+    /* One frame without any key would end the service of everybody. */
+    actor_t *world = new_ingress(NULL);
+    msg_t m;
+    msg_init(&m, MSG_stop);
+    fake_tell(world, client, &m);
+    uint64_t exchange = ask_stream(world, "");
+    assert_int_equal(http.status, 0);
+    fake_tell(world, (address_t){ ROLE_director, 0 }, &m);
+    leave(world, exchange);
+    ask_stream(world, "");
+    assert_int_equal(http.status, 503);
+    destroy(world);
+}
+
+static void test_ingress_that_ends_tells_who_waits(void **state)
+{
+    /* A connection that just breaks is neither an answer nor an error. */
+    actor_t *world = new_ingress(NULL);
+    msg_t m;
+    ask_stream(world, "");
+    give_text(world, 0, "</think>half");
+    msg_init(&m, MSG_stop);
+    fake_tell(world, (address_t){ ROLE_director, 0 }, &m);
+    world->class->fini(world->state, world);
+    assert_has("\"code\":\"unavailable\"");
+    assert_int_equal(http.ends, 1);
+    fake_destroy(world);
+}
+
 static void test_ingress_client_cancel_and_departure_end_its_requests(void **state)
 {
     /* A client's requests must not outlive it. */
@@ -540,6 +601,9 @@ int main(void)
         cmocka_unit_test(test_ingress_full_queue_answers_429),
         cmocka_unit_test(test_ingress_table_full_answers_429_and_recovers),
         cmocka_unit_test(test_ingress_client_gets_tokens_and_its_end),
+        cmocka_unit_test(test_ingress_client_with_a_full_link_is_told_the_end_later),
+        cmocka_unit_test(test_ingress_client_may_not_stop_it),
+        cmocka_unit_test(test_ingress_that_ends_tells_who_waits),
         cmocka_unit_test(test_ingress_client_gets_each_token_once),
         cmocka_unit_test(test_ingress_client_cancel_and_departure_end_its_requests),
         cmocka_unit_test(test_ingress_health_names_what_is_missing),
