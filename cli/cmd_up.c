@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "../runtime/base/company.h"
@@ -209,6 +210,34 @@ static int supervise(const config_loaded_t *loaded, const char *configuration, b
     return EXIT_FAILED;
 }
 
+/* Of two that begin at the same time one starts: the other must not touch the configuration, which
+ * the actors of the first one read.  -1: refused, and standard error has said why. */
+static int claim(const config_t *config)
+{
+    char directory[256] = "";
+    int descriptor = -1;
+    if (world_directory(config, directory, sizeof directory) == ERR_OK)
+        descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor >= 0 && flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+    complain("%s: %s", directory,
+             errno == EWOULDBLOCK ? "another `troupe up` starts here" : strerror(errno));
+    if (descriptor >= 0) close(descriptor);
+    return -1;
+}
+
+static int start_here(config_loaded_t *loaded, const char *configuration, bool is_one_process)
+{
+    int claimed = claim(&loaded->config), code = EXIT_CONFIGURATION;
+    if (claimed < 0) return EXIT_FAILED;
+    choose_log(loaded, configuration);
+    if (open_log(&loaded->config) && write_configuration(loaded, configuration)) {
+        code = supervise(loaded, configuration, is_one_process);
+        unlink(configuration);
+    }
+    close(claimed);
+    return code;
+}
+
 int cmd_up(int count, char **arguments)
 {
     static const struct argp_child children[] = { { &config_argp, 0, NULL, 0 }, { 0 } };
@@ -236,10 +265,5 @@ int cmd_up(int count, char **arguments)
         complain("actors without a supervisor still run here (%s)", configuration);
         return EXIT_FAILED;
     }
-    choose_log(loaded, configuration);
-    if (!open_log(&loaded->config) || !write_configuration(loaded, configuration))
-        return EXIT_CONFIGURATION;
-    int code = supervise(loaded, configuration, given.is_one_process);
-    unlink(configuration);
-    return code;
+    return start_here(loaded, configuration, given.is_one_process);
 }

@@ -177,6 +177,25 @@ def test_directory_of_somebody_else_is_refused(tmp_path):
     assert code == 78 and "chmod 700" in said, said
 
 
+def test_of_several_ups_at_once_one_serves_as_it_was_told(tmp_path):
+    """Broken: one that is refused overwrites the configuration that the actors of the other read, or deletes it."""
+    ports = [free_port() for _ in range(4)]
+    command = [str(TROUPE), "up", "--set", f"model.path={TINY}", "--set", f"wire.directory={tmp_path / 'wire'}", "--set", "engine.kind=stub"]
+    ups = [subprocess.Popen([*command, "--set", f"http.listen=127.0.0.1:{port}", "--set", f"log.file={tmp_path}/{port}.log"],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE) for port in ports]
+    try:
+        wait_until(lambda: sum(up.poll() is not None for up in ups) == 3, 20, "three of four are refused")
+        (port, first), = ((port, up) for port, up in zip(ports, ups) if up.poll() is None)
+        assert f"http://127.0.0.1:{port}".encode() in b"".join(iter(first.stdout.readline, b"Try, in another terminal:\n"))
+        assert f"listen: \"127.0.0.1:{port}\"" in (tmp_path / "wire" / "company.yaml").read_text()
+        assert all(up.returncode == 1 and up.stderr.read().count(b"\n") == 1 for up in ups if up is not first)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(20) == 0
+    finally:
+        for up in ups:
+            up.kill()
+
+
 def test_second_up_is_refused_and_the_first_unharmed():
     """Broken: two companies write into one directory."""
     with company(STUB) as running:
