@@ -35,10 +35,10 @@ typedef struct {
     book_t book;
     entry_t *entries; /* by place in the book */
     uint32_t assigned;
-    uint64_t *worker_epochs;     /* 0: down */
-    placement_decode_t *workers; /* the ledger */
-    renewals_t renewals;         /* to prefill workers */
-    uint32_t worker_count, prefill_count, queue_max;
+    uint64_t *worker_epochs;                                /* 0: down */
+    placement_decode_t *workers;                            /* the ledger */
+    renewals_t renewals;                                    /* to prefill workers */
+    uint32_t worker_count, group, prefill_count, queue_max; /* group: ranks that step together */
     uint64_t lease_us, heartbeat_us;
 } decode_lb_t;
 
@@ -47,6 +47,7 @@ static err_t init(void *state, actor_t *world)
     decode_lb_t *self = state;
     const config_t *config = actor_config(world);
     self->worker_count = (uint32_t)config->company.decode_workers;
+    self->group = (uint32_t)config->company.decode_ep;
     self->prefill_count = (uint32_t)config->company.prefill_workers;
     self->queue_max = (uint32_t)config->limits.queue_max;
     self->lease_us = (uint64_t)config->timing.lease_ms * 1000;
@@ -161,7 +162,8 @@ static void say_placed(decode_lb_t *self, actor_t *world, const entry_t *entry)
 
 static bool assign(decode_lb_t *self, actor_t *world, entry_t *entry)
 {
-    uint32_t worker = placement_choose_decode(self->workers, self->worker_count, entry->blocks);
+    uint32_t worker =
+        placement_choose_decode(self->workers, self->worker_count, self->group, entry->blocks);
     if (worker == PLACEMENT_NONE) return false;
     invariant(self->worker_epochs[worker] != 0);
     if (say_assign(self, world, entry, worker) != ERR_OK) return false;

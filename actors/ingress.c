@@ -485,7 +485,8 @@ static void probe(ingress_t *self, actor_t *world, request_t *request)
         lose(self, world, request, ERR_LOST);
         return;
     }
-    if (request->decode_hold == HOLD_YES || path_missing(self, world) == NULL) {
+    bool is_decoding = request->decode_hold == HOLD_YES && decode_missing(self, world) == NULL;
+    if (is_decoding || path_missing(self, world) == NULL) {
         request->hold_until_us = 0;
     } else if (is_held_too_long(self, world, request)) {
         request_cancel(self, world, request);
@@ -556,16 +557,11 @@ static void on_peer_up(void *state, actor_t *world, const msg_t *m)
     ingress_t *self = state;
     role_t role = (role_t)m->peer_up.role;
     if (role == ROLE_prefill_lb || role == ROLE_decode_lb) greet_balancer(self, world, role);
-    self->prefill_workers += m->peer_up.role == ROLE_prefill_worker;
-    self->decode_workers += m->peer_up.role == ROLE_decode_worker;
 }
 
 static void on_peer_down(void *state, actor_t *world, const msg_t *m)
 {
     ingress_t *self = state;
-    if (m->peer_down.role == ROLE_prefill_worker && self->prefill_workers > 0)
-        self->prefill_workers--;
-    if (m->peer_down.role == ROLE_decode_worker && self->decode_workers > 0) self->decode_workers--;
     if (m->peer_down.role != ROLE_client) return;
     for (uint32_t i = 0; i < self->requests_max; i++) {
         call_t *call = &self->calls[i];

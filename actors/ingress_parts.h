@@ -134,9 +134,8 @@ typedef struct {
     metrics_subject_t *shown;
 
     uint64_t accepted, finished, failed, cancelled;
-    uint32_t prefill_workers, decode_workers; /* that are up */
-    uint64_t served_us;                       /* when the last token or end came */
-    uint64_t busy_us; /* since when requests have been held without a pause */
+    uint64_t served_us; /* when the last token or end came */
+    uint64_t busy_us;   /* since when requests have been held without a pause */
     uint32_t cancels_left;
     bool is_draining;
 } ingress_t;
@@ -221,8 +220,11 @@ text_sink_t answer_sink(ingress_t *self);
 
 void on_http_request(void *state, actor_t *world, const msg_t *m);
 void on_client_submit(void *state, actor_t *world, const msg_t *m);
-/* NULL when both balancers and a worker of each kind are up, else the role that is missing. */
+/* NULL when both balancers and a whole group of workers of each kind are up, else the role that is
+ * missing. */
 const char *path_missing(const ingress_t *self, actor_t *world);
+/* The same of the half of the path that a request takes after its first token. */
+const char *decode_missing(const ingress_t *self, actor_t *world);
 /* NULL when the path to tokens exists and tokens come, else what is missing. */
 const char *health_missing(const ingress_t *self, actor_t *world);
 

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "../runtime/base/company.h"
 #include "../runtime/process.h"
 #include "ingress_parts.h"
 
@@ -87,13 +88,32 @@ static void serve_version(ingress_t *self, actor_t *world, const msg_http_reques
 
 /* ---- health ---- */
 
+/* Whether all ranks of a group are up: they step only together. */
+static bool has_group(actor_t *world, role_t role, uint32_t ranks)
+{
+    uint32_t workers = company_count(actor_config(world), role), up = 0;
+    for (uint32_t i = 0; i < workers; i++) {
+        if (i % ranks == 0) up = 0;
+        up += actor_peer_epoch(world, (address_t){ role, i }) != 0;
+        if (up == ranks) return true;
+    }
+    return false;
+}
+
+const char *decode_missing(const ingress_t *self, actor_t *world)
+{
+    if (actor_peer_epoch(world, (address_t){ ROLE_decode_lb, 0 }) == 0) return "decode_lb";
+    if (!has_group(world, ROLE_decode_worker, (uint32_t)self->config->company.decode_ep))
+        return "decode_worker";
+    return NULL;
+}
+
 const char *path_missing(const ingress_t *self, actor_t *world)
 {
     if (actor_peer_epoch(world, (address_t){ ROLE_prefill_lb, 0 }) == 0) return "prefill_lb";
-    if (actor_peer_epoch(world, (address_t){ ROLE_decode_lb, 0 }) == 0) return "decode_lb";
-    if (self->prefill_workers == 0) return "prefill_worker";
-    if (self->decode_workers == 0) return "decode_worker";
-    return NULL;
+    if (!has_group(world, ROLE_prefill_worker, (uint32_t)self->config->company.prefill_ep))
+        return "prefill_worker";
+    return decode_missing(self, world);
 }
 
 /* The path is there, and, where requests are held, one of them moved within STALL_US.  A server

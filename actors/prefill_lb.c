@@ -63,6 +63,7 @@ typedef struct {
     worker_t *workers;
     placement_prefill_t *ranks; /* scratch of one decision */
     uint32_t worker_count, queue_max;
+    uint32_t group; /* ranks that step together */
     ring_t ring;
     prefix_t prefix;
     holder_t *holders;
@@ -104,6 +105,7 @@ static err_t init(void *state, actor_t *world)
     prefill_lb_t *self = state;
     const config_t *config = actor_config(world);
     self->worker_count = (uint32_t)config->company.prefill_workers;
+    self->group = (uint32_t)config->company.prefill_ep;
     self->queue_max = (uint32_t)config->limits.queue_max;
     self->lease_us = (uint64_t)config->timing.lease_ms * 1000;
     self->heartbeat_us = (uint64_t)config->timing.heartbeat_ms * 1000;
@@ -264,6 +266,15 @@ static err_t say_assign(actor_t *world, const entry_t *entry, const msg_submit_t
 
 /* ---- placing -------------------------------------------------------------------------------- */
 
+/* A rank steps only together with all others of its group. */
+static bool is_group_there(const prefill_lb_t *self, uint32_t rank)
+{
+    uint32_t first = rank / self->group * self->group;
+    for (uint32_t i = first; i < first + self->group; i++)
+        if (self->workers[i].blocks_total == 0) return false;
+    return true;
+}
+
 /* Fill in what each rank would make of this prompt; returns the leading blocks in the store.  The
  * last token is always computed, for it gives the logits. */
 static uint32_t judge(prefill_lb_t *self, const entry_t *entry, const msg_submit_t *submit)
@@ -282,7 +293,7 @@ static uint32_t judge(prefill_lb_t *self, const entry_t *entry, const msg_submit
             if (own > cached) cached = own;
         }
         self->ranks[i] = (placement_prefill_t){
-            .is_open = worker->blocks_total > 0 && worker->requests < worker->requests_max &&
+            .is_open = is_group_there(self, i) && worker->requests < worker->requests_max &&
                        worker->blocks_used + (uint64_t)entry->blocks <= worker->blocks_total,
             .waiting_tokens = worker->waiting_tokens,
             .waiting_pairs = worker->waiting_pairs,

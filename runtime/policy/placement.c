@@ -40,14 +40,23 @@ static double fullness(const placement_decode_t *rank, uint32_t blocks)
     return kv > requests ? kv : requests;
 }
 
+/* A rank steps only together with all others of its group. */
+static bool is_group_there(const placement_decode_t *ranks, uint32_t rank, uint32_t group)
+{
+    uint32_t first = rank / group * group;
+    for (uint32_t i = first; i < first + group; i++)
+        if (ranks[i].blocks_total == 0) return false;
+    return true;
+}
+
 uint32_t placement_choose_decode(const placement_decode_t *ranks, uint32_t rank_count,
-                                 uint32_t blocks)
+                                 uint32_t group, uint32_t blocks)
 {
     uint32_t best = PLACEMENT_NONE;
     double least = 0;
     for (uint32_t i = 0; i < rank_count; i++) {
         const placement_decode_t *rank = &ranks[i];
-        if (rank->blocks_total == 0 || rank->requests >= rank->requests_max) continue;
+        if (!is_group_there(ranks, i, group) || rank->requests >= rank->requests_max) continue;
         if (rank->blocks_used > rank->blocks_total ||
             rank->blocks_total - rank->blocks_used < blocks)
             continue;

@@ -38,8 +38,9 @@ typedef struct {
 
 /* Of the ranks with room for `blocks` and one more request, the one whose fuller resource (KV
  * blocks or requests) is least full afterwards; ties go to the lowest index.  PLACEMENT_NONE when
- * none has room. */
+ * none has room.  `group` ranks
+ * one after the other step together: where one is absent the others take nothing. */
 uint32_t placement_choose_decode(const placement_decode_t *ranks, uint32_t rank_count,
-                                 uint32_t blocks);
+                                 uint32_t group, uint32_t blocks);
 
 #endif

@@ -32,7 +32,8 @@ struct actor {
     config_loaded_t loaded;
     uint64_t now_us, wake_us, wall_us;
     uint64_t director_epoch; /* what actor_peer_epoch says of the director */
-    bool is_in_init;
+    bool is_in_init, is_down;
+    address_t down; /* while is_down: who actor_peer_epoch says is down */
     err_t send_answer, start_answer;
     fake_sent_t *sent;
     uint32_t sent_count;
@@ -59,7 +60,9 @@ address_t actor_self(const actor_t *world)
 
 uint64_t actor_peer_epoch(const actor_t *world, address_t peer)
 {
-    return peer.role == ROLE_director ? world->director_epoch : 1;
+    if (peer.role == ROLE_director) return world->director_epoch;
+    return world->is_down && peer.role == world->down.role && peer.index == world->down.index ? 0
+                                                                                              : 1;
 }
 
 const config_t *actor_config(const actor_t *world)

@@ -99,6 +99,8 @@ static inline void tell_peer(actor_t *world, msg_type_t type, role_t role)
         m.peer_up.role = role;
     else
         m.peer_down.role = role;
+    world->is_down = type == MSG_peer_down;
+    world->down = (address_t){ role, 0 };
     fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
 }
 

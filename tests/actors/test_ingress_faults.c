@@ -328,24 +328,26 @@ static void test_ingress_balancer_that_stays_away_ends_in_503(void **state)
 static void test_ingress_running_request_outlives_a_short_fault_but_not_a_long_one(void **state)
 {
     /* The queue of a balancer whose workers are all gone would hold a request until its deadline.
-     */
+     * What is decoding does not need prefill, but what waits for decode needs decode. */
     actor_t *world = new_ingress(NULL);
-    for (int is_decoding = 0; is_decoding < 2; is_decoding++) {
+    static const role_t absent[] = { ROLE_prefill_worker, ROLE_decode_worker, ROLE_prefill_worker };
+    for (uint32_t i = 0; i < 3; i++) {
+        bool is_at_decode = i > 0, is_decoding = i == 2;
         ask_stream(world, "");
-        tell_peer(world, MSG_peer_down, ROLE_prefill_worker);
+        tell_peer(world, MSG_peer_down, absent[i]);
         for (uint32_t second = 0; second < 9; second++) {
             fake_run(world, 1000000);
             if (http.ends > 0) break;
             if (second < 4) assert_int_equal(http.status, 0);
             msg_t m = about(world, MSG_request_held);
-            m.request_held.is_held = !is_decoding;
+            m.request_held.is_held = !is_at_decode;
             fake_tell(world, prefill_lb, &m);
-            m.request_held.is_held = (uint32_t)is_decoding;
+            m.request_held.is_held = is_at_decode;
             fake_tell(world, decode_lb, &m);
         }
         assert_int_equal(http.status, is_decoding ? 0 : 503);
         if (!is_decoding) assert_int_equal(http.retry_after, 1);
-        tell_peer(world, MSG_peer_up, ROLE_prefill_worker);
+        tell_peer(world, MSG_peer_up, absent[i]);
     }
     finish(world, FINISH_STOP, 0);
     assert_int_equal(http.ends, 1);

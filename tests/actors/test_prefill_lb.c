@@ -84,6 +84,23 @@ static void test_prefill_lb_prompts_go_where_least_waits(void **unused)
     world_destroy(world);
 }
 
+/* Would be broken: prompts would be given to a rank that cannot step, because another of its group
+ * is away, and fail there a minute later. */
+static void test_prefill_lb_rank_of_a_broken_group_gets_nothing(void **unused)
+{
+    ranks_per_group = 2;
+    actor_t *world = company();
+    ranks_per_group = 1;
+    deliver_peer(world, MSG_peer_down, ROLE_prefill_worker, 1);
+    submit(world, (prompt_t){ .number = 1, .prompt_count = 100 });
+    pass(world, 400);
+    assert_null(take(world, MSG_prefill_assign, NULL));
+    deliver_peer(world, MSG_peer_up, ROLE_prefill_worker, 1);
+    report(world, 1);
+    assert_non_null(take(world, MSG_prefill_assign, NULL));
+    world_destroy(world);
+}
+
 /* Would be broken: work that is done would still count, so that the idle rank looks busy. */
 static void test_prefill_lb_progress_makes_room_in_time(void **unused)
 {
@@ -232,6 +249,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_lb_prompts_go_where_least_waits),
+        cmocka_unit_test(test_prefill_lb_rank_of_a_broken_group_gets_nothing),
         cmocka_unit_test(test_prefill_lb_progress_makes_room_in_time),
         cmocka_unit_test(test_prefill_lb_queue_keeps_order_and_refuses_when_full),
         cmocka_unit_test(test_prefill_lb_queued_prompts_end_by_deadline_or_cancel),

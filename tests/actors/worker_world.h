@@ -207,6 +207,8 @@ uint32_t actor_engine_end_tokens(const actor_t *world, const uint32_t **ids)
 
 /* ---- driving it ----------------------------------------------------------------------------- */
 
+static uint32_t ranks_per_group = 1;
+
 /* Small numbers, so that limits are reached: 2 + 2 workers, queues of 4, pools of 8 blocks, chunks
  * of 128. */
 static inline actor_t *world_new(const actor_class_t *class)
@@ -217,6 +219,7 @@ static inline actor_t *world_new(const actor_class_t *class)
     config->limits.context_max = 1024;
     config->company.ingresses = 1;
     config->company.prefill_workers = config->company.decode_workers = 2;
+    config->company.prefill_ep = config->company.decode_ep = ranks_per_group;
     config->prefill.kv_blocks = config->decode.kv_blocks = 8;
     config->prefill.requests_max = config->decode.batch_max = 4;
     config->prefill.chunk_tokens = 128;

@@ -105,8 +105,20 @@ static void test_placement_decode_never_overcommits_and_takes_the_least_full(voi
             expected = i;
             least = full;
         }
-        assert_int_equal(placement_choose_decode(ranks, 5, blocks), expected);
+        assert_int_equal(placement_choose_decode(ranks, 5, 1, blocks), expected);
     }
+}
+
+/* Would be broken: requests would be given to ranks that cannot step, because another of their
+ * group is away, and wait there for minutes. */
+static void test_decode_rank_of_a_broken_group_gets_nothing(void **unused)
+{
+    const placement_decode_t ranks[4] = {
+        { 64, 0, 4, 0 }, { 0 }, { 64, 32, 4, 0 }, { 64, 40, 4, 0 }
+    };
+    assert_int_equal(placement_choose_decode(ranks, 4, 1, 8), 0);
+    assert_int_equal(placement_choose_decode(ranks, 4, 2, 8), 2);
+    assert_int_equal(placement_choose_decode(ranks, 4, 4, 8), PLACEMENT_NONE);
 }
 
 /* Would be broken: predictions would use a wrong speed.  Steps made from known speeds give them
@@ -173,6 +185,7 @@ int main(void)
         cmocka_unit_test(test_placement_prefill_weighs_queue_cache_and_speed),
         cmocka_unit_test(test_placement_prefill_balances_equal_prompts),
         cmocka_unit_test(test_placement_decode_never_overcommits_and_takes_the_least_full),
+        cmocka_unit_test(test_decode_rank_of_a_broken_group_gets_nothing),
         cmocka_unit_test(test_speed_finds_the_two_times_steps_were_made_of),
         cmocka_unit_test(test_speed_equal_steps_count_as_tokens),
         cmocka_unit_test(test_step_time_follows_straight_lines_between_measured_points),
