@@ -220,6 +220,16 @@ static void on_status_request(void *state, actor_t *world, const msg_t *m)
               address_text(m->header.from).text, error_descs[error].doc);
 }
 
+/* The supervisor stops its children by a signal, which cannot say how long to drain. */
+static void tell_drain(actor_t *world, const msg_t *stop)
+{
+    uint32_t ingresses = company_count(actor_config(world), ROLE_ingress);
+    for (uint32_t i = 0; i < ingresses; i++) {
+        err_t lost = actor_send(world, (address_t){ ROLE_ingress, i }, stop);
+        (void)lost; /* it drains as after a signal */
+    }
+}
+
 /* The world stops this actor itself when the supervisor or a signal says so; a client stops the
  * company. */
 static void on_stop(void *state, actor_t *world, const msg_t *m)
@@ -229,6 +239,7 @@ static void on_stop(void *state, actor_t *world, const msg_t *m)
     if (error == ERR_OK) {
         actor_log(world, LOG_INFO, "DIRECTOR-STOP", "a client stops the company, drain %u ms",
                   m->stop.drain_ms);
+        tell_drain(world, m);
         return;
     }
     actor_log(world, LOG_ERROR, "DIRECTOR-STOP", "a client stops the company, but supervisor.0: %s",

@@ -76,7 +76,8 @@ static void stop_by_signal(actor_t *world)
 
 void stop_by_message(actor_t *world, const msg_t *m)
 {
-    if (m->header.from.role != ROLE_client && !world->is_stopping)
+    /* Also after a signal, which did not say how long. */
+    if (m->header.from.role != ROLE_client && world->stop_signals < 2)
         begin_stop(world, m->stop.drain_ms);
 }
 

@@ -180,9 +180,12 @@ static void test_director_only_a_clients_stop_goes_to_the_supervisor(void **stat
     fake_tell(world, (address_t){ ROLE_director, 0 }, &m);
     assert_int_equal(world->sent_count, 0);
     fake_tell(world, client, &m);
-    assert_int_equal(world->sent_count, 1);
+    /* Ingress hears how long to drain: the supervisor's signal cannot say it. */
+    assert_int_equal(world->sent_count, 2);
     assert_int_equal(world->sent[0].to.role, ROLE_supervisor);
     assert_int_equal(world->sent[0].message.stop.drain_ms, 1234);
+    assert_int_equal(world->sent[1].to.role, ROLE_ingress);
+    assert_int_equal(world->sent[1].message.stop.drain_ms, 1234);
     world->send_answer = ERR_LOST;
     fake_tell(world, client, &m);
     assert_non_null(strstr(world->log, "error director.0 DIRECTOR-STOP"));

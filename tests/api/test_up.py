@@ -252,6 +252,25 @@ def test_down_ends_everything_and_leaves_nothing():
         restart(running, [])
 
 
+def test_down_drains_for_as_long_as_it_was_told():
+    """Broken: streams are cut earlier or later than the operator said, or without a word."""
+    with company(STUB) as running:
+        body = json.dumps({"prompt": "The", "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
+        head = f"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", running.port), 10) as client:
+            client.sendall(head + body)
+            said = client.recv(4096)
+            began = time.monotonic()
+            subprocess.run([str(TROUPE), "down", "--drain", "1", "--set", f"wire.directory={running.directory}"], timeout=20, check=True)
+            client.settimeout(10)
+            while more := client.recv(65536):
+                said += more
+        assert b'"code":"unavailable"' in said and b"[DONE]" not in said
+        assert 0.5 < time.monotonic() - began < 8  # 12 s would be the stream's own end, 10 s a signal's
+        assert running.process.wait(20) == 0
+        restart(running, [])
+
+
 def test_all_killed_the_next_start_is_clean():
     """Broken: after a crash somebody has to remove files by hand."""
     with company({}) as running:
