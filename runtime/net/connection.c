@@ -254,6 +254,21 @@ static void on_refusal_lost(struct bufferevent *stream, short what, void *contex
     evhttp_connection_free(((connection_t *)context)->handle);
 }
 
+/* As errors.def has them, for what is refused before there is a request. */
+static const char *code_of(int status)
+{
+    switch (status) {
+    case 408:
+        return "deadline";
+    case 413:
+    case 414:
+    case 431:
+        return "too_large";
+    default:
+        return "invalid";
+    }
+}
+
 /* evhttp is in no state to be asked for an answer, and hears no more of this connection. */
 void connection_refuse(connection_t *self, int status, const char *text)
 {
@@ -261,8 +276,8 @@ void connection_refuse(connection_t *self, int status, const char *text)
     char body[512], date[40] = "";
     int size = snprintf(body, sizeof body,
                         "{\"error\":{\"message\":\"%s\",\"type\":\"invalid_request_error\","
-                        "\"param\":null,\"code\":null}}",
-                        text);
+                        "\"param\":null,\"code\":\"%s\"}}",
+                        text, code_of(status));
     connection_go(self, AT_REFUSE);
     evutil_date_rfc1123(date, sizeof date, NULL);
     evbuffer_unfreeze(output, 1);

@@ -451,6 +451,8 @@ static void test_server_half_sent_request_ends_with_408(void **state)
     /* Slow and silent clients would use up every connection. */
     expect(*state, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf",
            "HTTP/1.1 408 ");
+    expect(*state, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf",
+           "\"code\":\"deadline\"");
     expect(*state, "GET / HT", "HTTP/1.1 408 ");
 }
 
