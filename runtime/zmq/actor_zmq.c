@@ -189,12 +189,20 @@ static err_t add_signal(actor_t *world, int which, int number)
                                                                                     : ERR_IO;
 }
 
+static bool is_ignored(int number)
+{
+    struct sigaction action;
+    return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
 static err_t watch_stop(actor_t *world)
 {
     int descriptor = world->options.stop_descriptor;
     if (descriptor <= 0) {
         err_t error = add_signal(world, 0, SIGTERM);
-        return error ? error : add_signal(world, 1, SIGINT);
+        if (!error) error = add_signal(world, 1, SIGINT);
+        /* A terminal that closes ends what runs in it, but not under nohup. */
+        return error || is_ignored(SIGHUP) ? error : add_signal(world, 2, SIGHUP);
     }
     world->stop_events[0] =
         event_new(world->base, descriptor, EV_READ | EV_PERSIST, on_stop_event, world);
@@ -219,7 +227,7 @@ static err_t open_loop(actor_t *world)
 static void close_loop(actor_t *world)
 {
     struct event *events[] = { world->tick, world->alarm, world->stop_events[0],
-                               world->stop_events[1] };
+                               world->stop_events[1], world->stop_events[2] };
     for (size_t i = 0; i < sizeof events / sizeof events[0]; i++)
         if (events[i]) event_free(events[i]);
     if (world->base) event_base_free(world->base);

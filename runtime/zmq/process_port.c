@@ -92,6 +92,7 @@ static _Noreturn void become(const char *program, char *const *arguments, pid_t 
     if (getppid() != parent) _exit(127);
     (void)signal(SIGTERM, SIG_DFL); /* libevent's handlers would write into the parent's pipe */
     (void)signal(SIGINT, SIG_DFL);
+    if (signal(SIGHUP, SIG_DFL) == SIG_IGN) (void)signal(SIGHUP, SIG_IGN);
     (void)signal(SIGCHLD, SIG_DFL);
     (void)sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);

@@ -115,7 +115,7 @@ struct actor {
     int lock_descriptor;
 
     struct event_base *base;
-    struct event *tick, *alarm, *stop_events[2];
+    struct event *tick, *alarm, *stop_events[3];
     uint64_t alarm_us, tick_us;
     bool is_in_init, is_alarm_due, is_check_always, is_failed;
     bool is_loading; /* its engine; until then it has no links, and nobody takes it for up */

@@ -271,6 +271,16 @@ def test_down_drains_for_as_long_as_it_was_told():
         restart(running, [])
 
 
+def test_terminal_that_closes_stops_the_company_in_order():
+    """Broken: a laptop's closed window leaves sockets, pools and a configuration behind, and cuts streams."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which children inherit
+    with company(STUB) as running:
+        running.process.send_signal(signal.SIGHUP)
+        assert running.process.wait(20) == 0
+        assert "company.yaml" not in names_in(running.directory)
+        restart(running, [])
+
+
 def test_all_killed_the_next_start_is_clean():
     """Broken: after a crash somebody has to remove files by hand."""
     with company({}) as running:
