@@ -35,10 +35,11 @@ typedef struct {
     book_t book;
     entry_t *entries; /* by place in the book */
     uint32_t assigned;
-    uint64_t *worker_epochs;                                /* 0: down */
-    placement_decode_t *workers;                            /* the ledger */
-    renewals_t renewals;                                    /* to prefill workers */
-    uint32_t worker_count, group, prefill_count, queue_max; /* group: ranks that step together */
+    uint64_t *worker_epochs;     /* 0: down */
+    placement_decode_t *workers; /* the ledger */
+    renewals_t renewals;         /* to prefill workers */
+    uint32_t group;              /* decode workers that step together */
+    uint32_t worker_count, prefill_count, queue_max;
     uint64_t lease_us, heartbeat_us;
 } decode_lb_t;
 

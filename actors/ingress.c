@@ -712,13 +712,24 @@ static err_t init(void *state, actor_t *world)
     return actor_http_open(world);
 }
 
+/* What is complete is only to be told: an error inside half a JSON object would be neither. */
+static void end_call(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why)
+{
+    if (call->open_count > 0) {
+        call_fail(self, world, call, why);
+        return;
+    }
+    while (!answer_call_end(self, world, call) && !call->is_client) continue;
+    call_free(self, call);
+}
+
 /* Whoever still waits when the time to drain is over is told so. */
 static void end_all(ingress_t *self, actor_t *world)
 {
     openai_error_t why;
     openai_refuse(&why, ERR_UNAVAILABLE, "", "This server is stopping; retry elsewhere.");
     for (uint32_t i = 0; i < self->requests_max; i++)
-        if (self->calls[i].is_used) call_fail(self, world, &self->calls[i], &why);
+        if (self->calls[i].is_used) end_call(self, world, &self->calls[i], &why);
 }
 
 static void fini(void *state, actor_t *world)

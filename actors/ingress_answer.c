@@ -440,10 +440,7 @@ static bool finish_client(const ingress_t *self, actor_t *world, const call_t *c
 bool answer_call_end(ingress_t *self, actor_t *world, call_t *call)
 {
     if (!call->is_client && !call->is_stream) return finish_whole(self, world, call);
-    if (call->is_client) {
-        call->is_in_print = true;
-        return finish_client(self, world, call);
-    }
+    if (call->is_client) return finish_client(self, world, call);
     finish_stream(self, world, call);
     return true;
 }

@@ -157,7 +157,7 @@ void call_free(ingress_t *self, call_t *call)
                      call->client_id.lo);
     else
         table_remove(&self->by_caller, exchange_space, call->exchange);
-    if (call->is_in_print) leave_print(self, call);
+    leave_print(self, call);
     call->is_used = false;
     call->next = self->free_call;
     self->free_call = call_index(self, call);

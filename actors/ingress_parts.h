@@ -63,7 +63,8 @@ typedef struct {
 } request_t;
 
 typedef struct {
-    bool is_used, is_client, is_begun, is_in_print;
+    bool is_used, is_client, is_begun;
+    bool is_in_print; /* a whole answer whose first part is written */
     bool is_cut; /* a ZeroMQ client that did not take its tokens: it gets no more, and is told so */
     bool is_chat, is_stream, has_usage_chunk, has_usage_always, is_echo, is_prompt_only, has_stops;
     uint64_t exchange;

@@ -64,14 +64,13 @@ uint64_t worker_offer(offers_t *offers, block_pool_t *pool, actor_t *world,
 
 bool worker_is_said(const actor_t *world, err_t error, uint64_t *unheard_us)
 {
-    uint64_t now = actor_now_us(world),
-             bound_us = (uint64_t)actor_config(world)->timing.dead_ms * 1000;
     if (error != ERR_LOST) {
         *unheard_us = 0;
         return error != ERR_OVERLOAD;
     }
+    uint64_t now = actor_now_us(world);
     if (*unheard_us == 0) *unheard_us = now;
-    return now - *unheard_us >= bound_us;
+    return now - *unheard_us >= (uint64_t)actor_config(world)->timing.dead_ms * 1000;
 }
 
 bool worker_step_failed(worker_retry_t *self, actor_t *world, err_t error)

@@ -11,12 +11,6 @@ const char *answer_finish(finish_t reason)
     return names[reason];
 }
 
-static void print_count(writer_t *out, const char *name, uint64_t count)
-{
-    writer_text(out, name);
-    writer_number(out, count);
-}
-
 void answer_print_head(writer_t *out, const answer_head_t *head, bool is_chunk)
 {
     writer_text(out, "{\"id\":\"");
@@ -35,6 +29,12 @@ void answer_print_head(writer_t *out, const answer_head_t *head, bool is_chunk)
     if (!head->has_usage) return;
     writer_text(out, ",\"usage\":");
     answer_print_usage(out, &head->usage);
+}
+
+static void print_count(writer_t *out, const char *name, uint64_t count)
+{
+    writer_text(out, name);
+    writer_number(out, count);
 }
 
 void answer_print_usage(writer_t *out, const usage_t *usage)

@@ -115,10 +115,9 @@ static void test_ingress_echo_of_one_token_has_its_record(void **state)
     destroy(world);
 }
 
-static void test_ingress_large_answer_takes_several_turns(void **state)
+/* Two choices that end, each with more log probabilities than one turn prints. */
+static void end_large_answer(actor_t *world)
 {
-    /* Peers that hear nothing for the time of one answer would take ingress for dead. */
-    actor_t *world = new_ingress(NULL);
     static char body[32768];
     size_t size = (size_t)snprintf(body, sizeof body,
                                    "{\"n\":2,\"max_tokens\":1,\"logprobs\":20,\"echo\":true,"
@@ -140,6 +139,13 @@ static void test_ingress_large_answer_takes_several_turns(void **state)
         }
         finish(world, FINISH_LENGTH, give_text(world, 0, "x"));
     }
+}
+
+static void test_ingress_large_answer_takes_several_turns(void **state)
+{
+    /* Peers that hear nothing for the time of one answer would take ingress for dead. */
+    actor_t *world = new_ingress(NULL);
+    end_large_answer(world);
     assert_has("{\"index\":0,");
     assert_null(strstr(http.text, "{\"index\":1,"));
     assert_int_equal(http.ends, 0);
@@ -257,6 +263,24 @@ static void test_ingress_refusals_have_their_status_and_words(void **state)
         assert_has(cases[i].wanted);
     }
     assert_int_equal(count_sent(world, MSG_submit), 0);
+    destroy(world);
+}
+
+static void test_ingress_text_that_cannot_fit_is_not_tokenised(void **state)
+{
+    /* Megabytes of text would keep ingress from everybody for seconds, to be refused all the same.
+     */
+    enum { BYTES = 2 << 20 };
+    actor_t *world = new_ingress(NULL);
+    char *body = malloc(BYTES + 16);
+    assert_non_null(body);
+    int head = snprintf(body, 16, "{\"prompt\":\"");
+    memset(body + head, 'a', BYTES);
+    memcpy(body + head + BYTES, "\"}", 3);
+    ask(world, "POST", "/v1/completions", body);
+    assert_int_equal(http.status, 400);
+    assert_has("no text of more than");
+    free(body);
     destroy(world);
 }
 
@@ -416,6 +440,22 @@ static void test_ingress_client_may_not_stop_it(void **state)
     ask_stream(world, "");
     assert_int_equal(http.status, 503);
     destroy(world);
+}
+
+static void test_ingress_that_ends_prints_what_is_complete(void **state)
+{
+    /* An error in the middle of a JSON object would be neither answer nor error. */
+    actor_t *world = new_ingress(NULL);
+    msg_t m;
+    end_large_answer(world);
+    assert_int_equal(http.ends, 0);
+    msg_init(&m, MSG_stop);
+    fake_tell(world, (address_t){ ROLE_director, 0 }, &m);
+    world->class->fini(world->state, world);
+    assert_int_equal(http.ends, 1);
+    assert_null(strstr(http.text, "data:"));
+    assert_string_equal(http.text + http.size - 2, "}}");
+    fake_destroy(world);
 }
 
 static void test_ingress_that_ends_tells_who_waits(void **state)
@@ -597,12 +637,14 @@ int main(void)
         cmocka_unit_test(test_ingress_chat_answer_splits_reasoning),
         cmocka_unit_test(test_ingress_logprobs_in_both_shapes),
         cmocka_unit_test(test_ingress_refusals_have_their_status_and_words),
+        cmocka_unit_test(test_ingress_text_that_cannot_fit_is_not_tokenised),
         cmocka_unit_test(test_ingress_keys_are_asked_for),
         cmocka_unit_test(test_ingress_full_queue_answers_429),
         cmocka_unit_test(test_ingress_table_full_answers_429_and_recovers),
         cmocka_unit_test(test_ingress_client_gets_tokens_and_its_end),
         cmocka_unit_test(test_ingress_client_with_a_full_link_is_told_the_end_later),
         cmocka_unit_test(test_ingress_client_may_not_stop_it),
+        cmocka_unit_test(test_ingress_that_ends_prints_what_is_complete),
         cmocka_unit_test(test_ingress_that_ends_tells_who_waits),
         cmocka_unit_test(test_ingress_client_gets_each_token_once),
         cmocka_unit_test(test_ingress_client_cancel_and_departure_end_its_requests),
