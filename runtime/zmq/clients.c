@@ -29,6 +29,19 @@ static uint32_t bucket_of(const uint8_t *id, size_t size)
     return (uint32_t)(hash ^ (hash >> 32)) % CLIENTS_MAX;
 }
 
+/* All places are taken: who has been idle for longest loses its own, for a thousand connections
+ * kept for nothing must not shut out the next. */
+static void make_room(actor_t *world)
+{
+    uint64_t idle_us = (uint64_t)world->config->timing.dead_ms * 1000 * IDLE_BOUNDS;
+    peer_t *idlest = &world->clients[0];
+    for (int32_t i = 1; i < CLIENTS_MAX; i++)
+        if (world->clients[i].active_us < idlest->active_us) idlest = &world->clients[i];
+    if (actor_now_us(world) - idlest->active_us < idle_us) return;
+    peer_lose(world, idlest);
+    peers_deliver_lost(world);
+}
+
 static peer_t *client_take(actor_t *world, const uint8_t *id, size_t size)
 {
     int32_t *bucket = &world->client_buckets[bucket_of(id, size)];
@@ -36,12 +49,14 @@ static peer_t *client_take(actor_t *world, const uint8_t *id, size_t size)
         peer_t *client = &world->clients[i];
         if (client->id_size == size && memcmp(client->id, id, size) == 0) return client;
     }
+    if (world->client_free_first < 0) make_room(world);
     int32_t slot = world->client_free_first;
     if (slot < 0) return NULL;
     peer_t *client = &world->clients[slot];
     world->client_free_first = client->next_client;
     if (world->client_free_first < 0) world->client_free_last = -1;
     peer_init(world, client, client->address, client->mark);
+    client->active_us = actor_now_us(world);
     client->id_size = (uint32_t)size;
     memcpy(client->id, id, size);
     client->next_client = *bucket;

@@ -276,6 +276,7 @@ void peer_hear(actor_t *world, peer_t *peer, msg_t *m)
         return;
     }
     if (is_client && (m->type == MSG_heartbeat || !is_client_welcome(world, peer, m))) return;
+    if (is_client) peer->active_us = actor_now_us(world);
     bool is_foreign = m->header.to_epoch != 0 && m->header.to_epoch != world->epoch;
     bool is_known =
         peer->epoch != 0 && !peer->is_lost && (is_client || m->header.epoch == peer->epoch);
@@ -326,10 +327,25 @@ static void watch(actor_t *world, peer_t *peer, uint64_t now_us)
         link_reopen(peer);
 }
 
-/* After a pause of our own (a stopped process) nobody was silent: we did not listen. */
+/* One that takes nothing though its connection lives is cut, as a stream over HTTP is. */
+static void watch_client(actor_t *world, peer_t *client, uint64_t now_us)
+{
+    uint64_t stall_us = (uint64_t)world->config->http.stream_stall_seconds * 1000000;
+    if (client->stuck_us == 0 || now_us - client->stuck_us < stall_us) {
+        beat(world, client, now_us);
+        return;
+    }
+    actor_log(world, LOG_WARN, "WIRE-STALLED", "client.%u took nothing for %" PRIu64 " ms",
+              client->address.index, (now_us - client->stuck_us) / 1000);
+    peer_lose(world, client);
+}
+
+/* After a pause of our own (a stopped process) nobody was silent or stuck: we did not look. */
 static void forgive(actor_t *world, uint64_t now_us)
 {
     for (uint32_t i = 0; i < world->peer_count; i++) world->peers[i].heard_us = now_us;
+    for (uint32_t i = 0; world->clients && i < CLIENTS_MAX; i++)
+        if (world->clients[i].stuck_us) world->clients[i].stuck_us = now_us;
 }
 
 void peers_tick(actor_t *world)
@@ -341,6 +357,6 @@ void peers_tick(actor_t *world)
     for (uint32_t i = 0; i < world->peer_count; i++) watch(world, &world->peers[i], now_us);
     for (uint32_t i = 0; world->clients && i < CLIENTS_MAX; i++) {
         peer_t *client = &world->clients[i];
-        if (client->id_size && !client->is_lost) beat(world, client, now_us);
+        if (client->id_size && !client->is_lost) watch_client(world, client, now_us);
     }
 }

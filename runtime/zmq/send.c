@@ -9,10 +9,10 @@
 
 enum { MESSAGE_HEAD = offsetof(msg_t, hello) };
 
+/* One for each that a message may wait for: one that takes nothing holds no other's. */
 static uint32_t batch_count(const actor_t *world)
 {
-    uint32_t spare = world->clients ? BATCHES_SPARE : 0;
-    return world->peer_count + spare;
+    return world->peer_count + (world->clients ? CLIENTS_MAX : 0);
 }
 
 /* Mapped, not allocated: a batch that was never used costs no memory. */
@@ -47,11 +47,11 @@ void batches_close(actor_t *world)
     world->batch_free = NULL;
 }
 
-static bool batch_take(actor_t *world, peer_t *peer)
+static void batch_take(actor_t *world, peer_t *peer)
 {
-    if (peer->batch) return true;
+    if (peer->batch) return;
     batch_t *batch = world->batch_free;
-    if (!batch) return false;
+    invariant(batch);
     world->batch_free = batch->next;
     batch->size = 0;
     batch->count = 0;
@@ -60,7 +60,6 @@ static bool batch_take(actor_t *world, peer_t *peer)
         peer->is_dirty = true;
         world->dirty[world->dirty_count++] = peer;
     }
-    return true;
 }
 
 /* The peer stays in the dirty list until the end of the turn; a batch is back at once. */
@@ -70,6 +69,7 @@ void peer_drop_batch(actor_t *world, peer_t *peer)
     peer->batch->next = world->batch_free;
     world->batch_free = peer->batch;
     peer->batch = NULL;
+    peer->stuck_us = 0;
 }
 
 /* ERR_OVERLOAD: the link is full.  ERR_LOST: nobody is at its other end. */
@@ -90,7 +90,10 @@ static err_t flush(actor_t *world, peer_t *peer)
 {
     if (!peer->batch) return ERR_OK;
     err_t error = transmit(peer, peer->batch->bytes, peer->batch->size);
-    if (error == ERR_OVERLOAD) return error;
+    if (error == ERR_OVERLOAD) {
+        if (peer->stuck_us == 0) peer->stuck_us = actor_now_us(world);
+        return error;
+    }
     if (error == ERR_OK) peer->sent_us = actor_now_us(world);
     peer_drop_batch(world, peer);
     if (error) peer_lose(world, peer);
@@ -131,7 +134,7 @@ static err_t send_large(actor_t *world, peer_t *peer)
 static err_t append(actor_t *world, peer_t *peer)
 {
     for (int attempt = 0; attempt < 2; attempt++) {
-        if (!batch_take(world, peer)) return ERR_OVERLOAD;
+        batch_take(world, peer);
         batch_t *batch = peer->batch;
         size_t size =
             msg_encode(&world->outgoing, batch->bytes + batch->size, BATCH_BYTES - batch->size);
@@ -171,6 +174,7 @@ err_t peer_queue(actor_t *world, peer_t *peer, const msg_t *m)
     err_t error = append(world, peer);
     if (error) return error;
     peer->sequence += is_counted;
+    if (is_counted) peer->active_us = header->sent_us;
     metrics_count(&world->metrics, METRIC_messages_sent_total, 1);
     return ERR_OK;
 }

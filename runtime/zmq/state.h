@@ -11,11 +11,11 @@
 
 enum {
     CLIENTS_MAX = 1024,   /* ZeroMQ clients of one actor at once */
+    IDLE_BOUNDS = 10,     /* idle for so many detection bounds a client makes room for another */
     ROUTING_ID_MAX = 255, /* ZMTP's own limit */
     ACKNOWLEDGE_PER_MARK =
         4, /* what was handled is told to the sender after a mark divided by this */
     BATCH_BYTES = 256 * 1024,                /* messages to one peer that leave as one frame */
-    BATCHES_SPARE = 64,                      /* batches that clients may hold at once */
     LARGE_BYTES = MESSAGE_BYTES_MAX + 65536, /* one message that fits no batch */
     FRAMES_PER_MARK = 16,  /* ZeroMQ counts frames: its marks are links.def's divided by this... */
     FRAMES_MARK_MIN = 16,  /* ...but at least this */
@@ -63,6 +63,8 @@ typedef struct {
     uint64_t acknowledged; /* of our last message that it says it has handled */
     uint64_t heard, told;  /* of its last message that we have handled, and have told it so */
     uint64_t sent_us, heard_us, asked_us, connected_us;
+    uint64_t stuck_us;  /* since when ZeroMQ refuses its batch; 0: it does not */
+    uint64_t active_us; /* of the last message from or to a client, heartbeats apart */
     batch_t *batch;
     int32_t next_client; /* hash chain and free list of clients; -1 ends it */
 } peer_t;

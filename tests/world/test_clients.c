@@ -155,12 +155,108 @@ static void test_clients_places_of_gone_clients_are_used_again(void **state)
     toy_config_free(config);
 }
 
+/* One message to each of the first `arg` clients; how many of the links are full. */
+static int task_send_all(toy_t *toy, actor_t *world, void *arg)
+{
+    static const uint8_t text[4096];
+    int full = 0;
+    msg_t m;
+    msg_init(&m, MSG_status_reply);
+    m.status_reply.json = (bytes_t){ text, sizeof text };
+    for (uint32_t i = 0; i < *(uint32_t *)arg; i++)
+        full += actor_send(world, (address_t){ ROLE_client, i }, &m) == ERR_OVERLOAD;
+    return full;
+}
+
+/* If this failed, a few programs that do not read what they asked for would keep all others from
+ * being answered, for as long as they live. */
+static void test_clients_who_read_nothing_harm_nobody_and_are_cut(void **state)
+{
+    enum { DEAF = 80, ROUNDS_MAX = 20000 };
+    config_t *config = toy_config();
+    config->http.stream_stall_seconds = 3;
+    toy_t *toy = toy_start(config, ingress, 5);
+    client_t deaf[DEAF], client;
+    for (uint32_t i = 0; i < DEAF; i++) {
+        client_open(&deaf[i], config, NULL);
+        client_say(&deaf[i], MSG_client_cancel, i);
+    }
+    assert_true(toy_wait(toy, MSG_client_cancel, DEAF));
+    uint32_t count = DEAF, rounds = 0;
+    while (toy_do(toy, task_send_all, &count) < DEAF) assert_true(++rounds < ROUNDS_MAX);
+    client_open(&client, config, NULL);
+    client_say(&client, MSG_client_cancel, DEAF);
+    assert_true(toy_wait(toy, MSG_client_cancel, DEAF + 1));
+    toy_event_t event = toy_event(toy, MSG_client_cancel, DEAF);
+    assert_int_equal(toy_do(toy, task_answer, &event), ERR_OK);
+    assert_int_equal(client_hear(&client, MSG_client_finished).header.request.lo, DEAF);
+    /* What a link could still take after a while is taken. */
+    while (!toy_wait_for(toy, MSG_peer_down, DEAF, 20)) {
+        (void)toy_do(toy, task_send_all, &count);
+        assert_true(++rounds < ROUNDS_MAX);
+    }
+    assert_int_equal(toy_do(toy, task_answer, &event), ERR_OK);
+    assert_int_equal(toy_count(toy, MSG_peer_down), DEAF);
+    for (uint32_t i = 0; i < DEAF; i++) client_close(&deaf[i]);
+    client_close(&client);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
+/* If this failed, a thousand idle connections would shut out `troupe status`. */
+static void test_clients_who_are_idle_make_room(void **state)
+{
+    enum { PLACES = 1024 };
+    config_t *config = toy_config();
+    toy_t *toy = toy_start(config, ingress, 5);
+    void *context = zmq_ctx_new();
+    assert_int_equal(zmq_ctx_set(context, ZMQ_MAX_SOCKETS, PLACES + 8), 0);
+    static client_t clients[PLACES + 1];
+    char endpoint[256];
+    assert_true(world_endpoint(config, ingress, endpoint, sizeof endpoint) > 0);
+    for (uint32_t i = 0; i <= PLACES; i++) {
+        int wait_ms = 200;
+        clients[i] = (client_t){ context, zmq_socket(context, ZMQ_DEALER) };
+        assert_non_null(clients[i].socket);
+        assert_int_equal(zmq_setsockopt(clients[i].socket, ZMQ_RCVTIMEO, &wait_ms, sizeof wait_ms),
+                         0);
+        assert_int_equal(zmq_connect(clients[i].socket, endpoint), 0);
+        if (i == PLACES) break;
+        client_say(&clients[i], MSG_client_cancel, i);
+        if (i < 2) assert_true(toy_wait(toy, MSG_client_cancel, i + 1));
+    }
+    assert_true(toy_wait(toy, MSG_client_cancel, PLACES));
+    /* Nobody is idle yet: the newcomer is the one to wait. */
+    client_say(&clients[PLACES], MSG_client_cancel, PLACES);
+    assert_false(toy_wait_for(toy, MSG_client_cancel, PLACES + 1, 300));
+    assert_int_equal(toy_count(toy, MSG_peer_down), 0);
+    uint32_t said = 1;
+    do {
+        client_say(&clients[PLACES], MSG_client_cancel, PLACES);
+        client_say(&clients[0], MSG_client_cancel, 0); /* this one is not idle */
+        said++;
+    } while (!toy_wait_for(toy, MSG_peer_down, 1, 100) && said < 300);
+    toy_event_t lost = toy_event(toy, MSG_peer_down, 0);
+    assert_int_equal(lost.peer.index, toy_event(toy, MSG_client_cancel, 1).header.from.index);
+    assert_true(toy_wait(toy, MSG_peer_up, PLACES + 1));
+    for (uint32_t i = 0; i <= PLACES; i++) {
+        int linger_ms = 0;
+        (void)zmq_setsockopt(clients[i].socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+        (void)zmq_close(clients[i].socket);
+    }
+    (void)zmq_ctx_term(context);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_clients_any_routing_id_is_answered),
         cmocka_unit_test(test_clients_messages_of_actors_are_refused),
         cmocka_unit_test(test_clients_places_of_gone_clients_are_used_again),
+        cmocka_unit_test(test_clients_who_read_nothing_harm_nobody_and_are_cut),
+        cmocka_unit_test(test_clients_who_are_idle_make_room),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -250,16 +250,21 @@ static inline int toy_do(toy_t *toy, toy_task_fn *task, void *arg)
     return result;
 }
 
-/* Wait until `count` messages of this type were heard; false after 20 s. */
-static inline bool toy_wait(toy_t *toy, msg_type_t type, uint32_t count)
+/* Wait until `count` messages of this type were heard; false after so many milliseconds. */
+static inline bool toy_wait_for(toy_t *toy, msg_type_t type, uint32_t count, uint32_t milliseconds)
 {
-    struct timespec deadline = toy_deadline(20000);
+    struct timespec deadline = toy_deadline(milliseconds);
     pthread_mutex_lock(&toy->lock);
     while (toy->counts[type] < count && !toy->is_ended)
         if (pthread_cond_timedwait(&toy->changed, &toy->lock, &deadline)) break;
     bool is_there = toy->counts[type] >= count;
     pthread_mutex_unlock(&toy->lock);
     return is_there;
+}
+
+static inline bool toy_wait(toy_t *toy, msg_type_t type, uint32_t count)
+{
+    return toy_wait_for(toy, type, count, 20000);
 }
 
 /* The nth (from 0) message of a type that was heard. */
