@@ -1,6 +1,8 @@
 /* proto/descs.c - the tables of messages, roles and errors, from the .def files. */
 #include "messages.h"
 
+#include <ctype.h>
+
 /* clang-format off */
 const char *const role_names[ROLES_MAX] = {
 #define ROLE(name, instances, doc) [ROLE_##name] = #name,
@@ -85,3 +87,12 @@ const msg_desc_t msg_descs[MSG_COUNT] = {
 #undef MSG
 };
 /* clang-format on */
+
+error_code_t error_code(err_t error)
+{
+    error_code_t code = { "" };
+    const char *name = error_descs[error].name;
+    for (size_t i = 0; name[i] != 0 && i + 1 < sizeof code.text; i++)
+        code.text[i] = (char)tolower((unsigned char)name[i]);
+    return code;
+}

@@ -27,4 +27,10 @@ typedef struct {
 
 extern const error_desc_t error_descs[ERRORS_MAX];
 
+/* The error's name as clients of the HTTP API read it: "too_large". */
+typedef struct {
+    char text[24];
+} error_code_t;
+error_code_t error_code(err_t error);
+
 #endif

@@ -254,18 +254,18 @@ static void on_refusal_lost(struct bufferevent *stream, short what, void *contex
     evhttp_connection_free(((connection_t *)context)->handle);
 }
 
-/* As errors.def has them, for what is refused before there is a request. */
-static const char *code_of(int status)
+/* What is refused before there is a request: HTTP has more names for it than we have errors. */
+static err_t error_of(int status)
 {
     switch (status) {
     case 408:
-        return "deadline";
+        return ERR_DEADLINE;
     case 413:
     case 414:
     case 431:
-        return "too_large";
+        return ERR_TOO_LARGE;
     default:
-        return "invalid";
+        return ERR_INVALID;
     }
 }
 
@@ -277,7 +277,7 @@ void connection_refuse(connection_t *self, int status, const char *text)
     int size = snprintf(body, sizeof body,
                         "{\"error\":{\"message\":\"%s\",\"type\":\"invalid_request_error\","
                         "\"param\":null,\"code\":\"%s\"}}",
-                        text, code_of(status));
+                        text, error_code(error_of(status)).text);
     connection_go(self, AT_REFUSE);
     evutil_date_rfc1123(date, sizeof date, NULL);
     evbuffer_unfreeze(output, 1);

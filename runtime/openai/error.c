@@ -35,13 +35,8 @@ static void print_code(writer_t *out, const openai_error_t *why)
         writer_json(out, why->code, strlen(why->code));
         return;
     }
-    char code[32];
-    size_t size = 0;
-    for (const char *name = error_descs[why->error].name; name[size] != 0 && size < sizeof code;
-         size++)
-        code[size] =
-            name[size] >= 'A' && name[size] <= 'Z' ? (char)(name[size] - 'A' + 'a') : name[size];
-    writer_json(out, code, size);
+    error_code_t code = error_code(why->error);
+    writer_json(out, code.text, strlen(code.text));
 }
 
 void openai_print_error(writer_t *out, const openai_error_t *why)
