@@ -16,7 +16,8 @@ enum {
     OPENAI_CHOICES_MAX = 128, /* prompts times n of one call */
     OPENAI_STOPS_MAX = 16,    /* stop strings */
     OPENAI_STOP_BYTES_MAX = 256,
-    OPENAI_DEPTH_MAX = 64, /* nesting of a body */
+    OPENAI_DEPTH_MAX = 64,   /* nesting of a body */
+    OPENAI_NAMES_MAX = 4096, /* names of one object */
     OPENAI_VALUES_MAX =
         CONTEXT_MAX + 65536, /* JSON values in a body: each costs memory while it is parsed */
 };

@@ -188,7 +188,9 @@ static err_t on_logit_bias(parser_t *self, const char *name, const cJSON *value)
         char *end;
         double bias;
         unsigned long id = strtoul(item->string, &end, 10);
-        if (item->string[0] < '0' || item->string[0] > '9' || *end != 0 || id >= self->vocab)
+        bool is_written_so = item->string[0] != '0' || item->string[1] == 0; /* "05" is 5 again */
+        if (item->string[0] < '0' || item->string[0] > '9' || *end != 0 || id >= self->vocab ||
+            !is_written_so)
             return openai_refuse(
                 self->why, ERR_INVALID, name,
                 "The keys of '%s' must be token ids from 0 to %u, but one is '%.40s'.", name,

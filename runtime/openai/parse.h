@@ -14,14 +14,14 @@ typedef struct {
     bytes_t body;
 } parser_t;
 
-/* What can be said about a body before it costs memory: UTF-8, depth, number of values, no NUL
- * characters. */
+/* What can be said about a body before it costs memory: UTF-8, depth, number of values, texts and
+ * numbers as RFC 8259 has them, no NUL characters. */
 MUST_CHECK err_t guard_check(bytes_t body, openai_error_t *why);
 
-/* Parse, after guard_check.  The caller deletes *root. */
+/* Parse, after guard_check; no object may have a name twice.  The caller deletes *root. */
 MUST_CHECK err_t guard_parse(bytes_t body, cJSON **root, openai_error_t *why);
 
-/* The member `name` of the outermost object (the last, where there are several) as it is written:
+/* The member `name` of the outermost object as it is written:
  * the parser makes every number a double, which loses what lies beyond 2^53.  False when it is
  * missing or not written as digits of an int64; needs a body that was parsed. */
 bool guard_find_integer(bytes_t body, const char *name, int64_t *value);
