@@ -343,6 +343,24 @@ static err_t check_key(const ingress_t *self, const char *authorization, openai_
     return ERR_UNAUTHORIZED;
 }
 
+/* A web page may send forms, plain text and bytes of no type anywhere without asking first, so they
+ * are refused: no page shall make its reader's browser work here.  What has neither a type nor an
+ * Origin comes from no browser. */
+static err_t check_type(const msg_http_request_t *request, openai_error_t *why)
+{
+    static const char wanted[] = "application/json";
+    const char *type = request->content_type;
+    size_t size = strcspn(type, "; \t");
+    bool is_json = size == sizeof wanted - 1 && strncasecmp(type, wanted, size) == 0;
+    if (strcmp(request->method, "POST") != 0 || is_json) return ERR_OK;
+    if (type[0] == 0 && !request->has_origin) return ERR_OK;
+    return openai_refuse(why, ERR_MEDIA_TYPE, "",
+                         "The body must be sent as JSON, with the header 'Content-Type: "
+                         "application/json' (curl: -H 'Content-Type: application/json'); it was "
+                         "sent %s%.100s.",
+                         type[0] == 0 ? "without a type" : "as ", type);
+}
+
 static void refuse_method(ingress_t *self, actor_t *world, const msg_http_request_t *request,
                           const http_route_t *route)
 {
@@ -374,6 +392,8 @@ void on_http_request(void *state, actor_t *world, const msg_t *m)
     if (strcmp(is_head ? "GET" : request->method, route->method) != 0)
         refuse_method(self, world, request, route);
     else if (route->needs_key && check_key(self, request->authorization, &why) != ERR_OK)
+        answer_error(self, world, request->exchange, &why);
+    else if (check_type(request, &why) != ERR_OK)
         answer_error(self, world, request->exchange, &why);
     else
         route->serve(self, world, request);

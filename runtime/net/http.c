@@ -25,6 +25,9 @@ static void on_request(void *context, const server_request_t *request)
              request->authorization);
     snprintf(m.http_request.traceparent, sizeof m.http_request.traceparent, "%s",
              request->traceparent);
+    snprintf(m.http_request.content_type, sizeof m.http_request.content_type, "%s",
+             request->content_type);
+    m.http_request.has_origin = request->has_origin;
     m.http_request.body = (bytes_t){ request->body, request->body_size };
     world_post(world, &m);
 }

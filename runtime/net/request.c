@@ -147,6 +147,11 @@ static int take_header(request_head_t *self, framing_t *framing, const struct ev
         snprintf(self->authorization, sizeof self->authorization, "%s", value);
     } else if (strcasecmp(name, "traceparent") == 0) {
         snprintf(self->traceparent, sizeof self->traceparent, "%s", value);
+    } else if (strcasecmp(name, "content-type") == 0) {
+        if (self->content_type[0] != 0) return refuse(why, 400, "There are two Content-Types.");
+        snprintf(self->content_type, sizeof self->content_type, "%s", value);
+    } else if (strcasecmp(name, "origin") == 0) {
+        self->has_origin = true;
     }
     return 0;
 }
@@ -203,6 +208,7 @@ const char *request_status_text(int status)
                   { 409, "Conflict" },
                   { 413, "Content Too Large" },
                   { 414, "URI Too Long" },
+                  { 415, "Unsupported Media Type" },
                   { 417, "Expectation Failed" },
                   { 422, "Unprocessable Content" },
                   { 429, "Too Many Requests" },

@@ -15,7 +15,8 @@ struct evhttp_request;
 enum { HEADERS_MAX = 128 };
 
 typedef struct {
-    char method[16], path[256], authorization[256], traceparent[64];
+    char method[16], path[256], authorization[256], traceparent[64], content_type[128];
+    bool has_origin;
     bool is_last; /* of its connection: the client said so, or its body came in chunks */
 } request_head_t;
 

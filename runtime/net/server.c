@@ -131,6 +131,8 @@ static void deliver(connection_t *self, const request_head_t *head)
                                  .path = head->path,
                                  .authorization = head->authorization,
                                  .traceparent = head->traceparent,
+                                 .content_type = head->content_type,
+                                 .has_origin = head->has_origin,
                                  .body = size > 0 ? evbuffer_pullup(body, -1)
                                                   : (const unsigned char *)"",
                                  .body_size = size };

@@ -27,7 +27,8 @@ struct event_base;
 /* A whole request.  Everything is borrowed for the call. */
 typedef struct {
     uint64_t exchange;
-    const char *method, *path, *authorization, *traceparent;
+    const char *method, *path, *authorization, *traceparent, *content_type;
+    bool has_origin; /* an Origin header came with it */
     const void *body;
     size_t body_size;
 } server_request_t;

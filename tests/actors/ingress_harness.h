@@ -121,6 +121,10 @@ static inline void destroy(actor_t *world)
     fake_destroy(world);
 }
 
+/* Headers of the next request. */
+static const char *content_type = "application/json";
+static bool has_origin;
+
 static inline uint64_t ask(actor_t *world, const char *method, const char *path, const char *body)
 {
     http.status = 0;
@@ -132,6 +136,8 @@ static inline uint64_t ask(actor_t *world, const char *method, const char *path,
     m.http_request.exchange = ++exchange;
     snprintf(m.http_request.method, sizeof m.http_request.method, "%s", method);
     snprintf(m.http_request.path, sizeof m.http_request.path, "%s", path);
+    snprintf(m.http_request.content_type, sizeof m.http_request.content_type, "%s", content_type);
+    m.http_request.has_origin = has_origin;
     m.http_request.body = (bytes_t){ body, strlen(body) };
     fake_tell(world, (address_t){ ROLE_ingress, 0 }, &m);
     return exchange;

@@ -266,6 +266,44 @@ static void test_ingress_refusals_have_their_status_and_words(void **state)
     destroy(world);
 }
 
+static void test_ingress_body_that_any_web_page_may_send_is_refused(void **state)
+{
+    /* A form on a page would have its reader's browser work here; and curl -d, which sends a form's
+     * type unless told otherwise, deserves to be told. */
+    static const struct {
+        const char *type;
+        bool has_origin;
+        int status;
+    } cases[] = {
+        { "application/json", true, 200 },
+        { "Application/JSON; charset=utf-8", false, 200 },
+        { "application/json ;charset=utf-8", false, 200 },
+        { "", false, 200 },
+        { "", true, 415 },
+        { "application/x-www-form-urlencoded", false, 415 },
+        { "multipart/form-data; boundary=x", true, 415 },
+        { "text/plain;charset=UTF-8", true, 415 },
+        { "text/plain; application/json", false, 415 },
+        { "application/jsonp", false, 415 },
+        { ";application/json", false, 415 },
+    };
+    actor_t *world = new_ingress(NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        content_type = cases[i].type;
+        has_origin = cases[i].has_origin;
+        ask(world, "POST", "/tokenize", "{\"prompt\":\"a\"}");
+        assert_int_equal(http.status, cases[i].status);
+        if (http.status == 200) continue;
+        assert_has("with the header 'Content-Type: application/json'");
+        assert_has("\"code\":\"media_type\"");
+        ask(world, "GET", "/v1/models", "");
+        assert_int_equal(http.status, 200);
+    }
+    content_type = "application/json";
+    has_origin = false;
+    destroy(world);
+}
+
 static void test_ingress_text_that_cannot_fit_is_not_tokenised(void **state)
 {
     /* Megabytes of text would keep ingress from everybody for seconds, to be refused all the same.
@@ -637,6 +675,7 @@ int main(void)
         cmocka_unit_test(test_ingress_chat_answer_splits_reasoning),
         cmocka_unit_test(test_ingress_logprobs_in_both_shapes),
         cmocka_unit_test(test_ingress_refusals_have_their_status_and_words),
+        cmocka_unit_test(test_ingress_body_that_any_web_page_may_send_is_refused),
         cmocka_unit_test(test_ingress_text_that_cannot_fit_is_not_tokenised),
         cmocka_unit_test(test_ingress_keys_are_asked_for),
         cmocka_unit_test(test_ingress_full_queue_answers_429),

@@ -28,7 +28,8 @@ typedef struct {
     uint64_t held, closed;
     uint32_t requests, closes;
     size_t body_size;
-    char path[256];
+    char path[256], content_type[128];
+    bool has_origin;
 } toy_t;
 
 static void on_request(void *context, const server_request_t *request)
@@ -38,6 +39,8 @@ static void on_request(void *context, const server_request_t *request)
     toy->requests++;
     toy->body_size = request->body_size;
     snprintf(toy->path, sizeof toy->path, "%s", request->path);
+    snprintf(toy->content_type, sizeof toy->content_type, "%s", request->content_type);
+    toy->has_origin = request->has_origin;
     if (strcmp(request->path, "/hold") == 0 || strcmp(request->path, "/stream") == 0)
         toy->held = request->exchange;
     if (strcmp(request->path, "/stream") == 0)
@@ -181,6 +184,12 @@ static void test_server_request_gets_its_answer(void **state)
     assert_string_equal(((toy_t *)*state)->path, "/a");
     expect(*state, "GET /a%20b?c=d HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK");
     assert_string_equal(((toy_t *)*state)->path, "/a b");
+    assert_string_equal(((toy_t *)*state)->content_type, "");
+    assert_false(((toy_t *)*state)->has_origin);
+    expect(*state, "GET /a HTTP/1.1\r\nHost: x\r\ncontent-type: a/b; c\r\nOrigin: null\r\n\r\n",
+           "200 OK");
+    assert_string_equal(((toy_t *)*state)->content_type, "a/b; c");
+    assert_true(((toy_t *)*state)->has_origin);
 }
 
 static void test_server_chunked_body_is_joined(void **state)
@@ -281,6 +290,7 @@ static void test_server_bad_requests_are_refused_by_status(void **state)
         { "GET / HTTP/1.1\r\nno colon\r\n\r\n", "400" },
         { "GET / HTTP/1.1\r\nHost : x\r\n\r\n", "400" },
         { "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", "400" },
+        { "POST / HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\nContent-Type: a/b\r\n\r\n", "400" },
         { "AVERYVERYVERYLONGMETHOD / HTTP/1.1\r\nHost: x\r\n\r\n", "501" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
