@@ -102,14 +102,17 @@ static err_t fit_output(const ingress_t *self, uint32_t prompt, uint32_t *output
     if (prompt == 0)
         return openai_refuse(why, ERR_INVALID, param,
                              "'%s' is empty; at least one token is needed.", param);
-    if (prompt >= self->context_max) return refuse_context(self, param, prompt, 0, why);
+    bool is_prompt_only = parsed->has_max_tokens && parsed->max_tokens == 0;
+    if (prompt > self->context_max || (prompt == self->context_max && !is_prompt_only))
+        return refuse_context(self, param, prompt, 0, why);
     uint32_t room = self->context_max - prompt;
     uint32_t fallback = (uint32_t)self->config->limits.output_default;
     uint32_t asked = parsed->has_max_tokens             ? parsed->max_tokens
                      : fallback == 0 || fallback > room ? room
                                                         : fallback;
     if (asked > room) return refuse_context(self, param, prompt, asked, why);
-    *output = asked == 0 ? 1 : asked; /* 0 scores the prompt only, which takes a step */
+    /* Scoring the prompt only takes a step too, whose token is dropped: it needs no room. */
+    *output = is_prompt_only ? 1 : asked;
     return ERR_OK;
 }
 
@@ -130,12 +133,45 @@ static err_t refuse_room(openai_error_t *why)
                          "This server holds as many requests as it can; retry later.");
 }
 
+static uint32_t prompt_pages(uint32_t prompt)
+{
+    return prompt * 4 / CHAIN_PAGE_BYTES + 1;
+}
+
+/* An eighth of the pages stays free for what running requests will generate. */
+static uint32_t pages_max(const ingress_t *self)
+{
+    return self->pool.count - self->pool.count / 8;
+}
+
+/* What an idle server has no room for would be refused however often it came again. */
+static err_t check_count(const ingress_t *self, uint32_t prompts, openai_error_t *why)
+{
+    uint32_t n = self->parsed->n;
+    if ((uint64_t)n * prompts <= self->requests_max) return ERR_OK;
+    return openai_refuse(why, ERR_INVALID, n > self->requests_max ? "n" : "prompt",
+                         "This server holds at most %u requests (limits.requests_max), and each "
+                         "choice of each prompt is one; %llu were asked for.",
+                         self->requests_max, (unsigned long long)n * prompts);
+}
+
+static err_t check_pages(const ingress_t *self, const call_t *call, uint32_t prompt,
+                         openai_error_t *why)
+{
+    uint64_t more = (uint64_t)self->parsed->n * prompt_pages(prompt), pages = more;
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next)
+        pages += prompt_pages(self->requests[index].prompt_count);
+    if (pages <= pages_max(self)) return ERR_OK;
+    return openai_refuse(why, ERR_INVALID, more > pages_max(self) ? "n" : "prompt",
+                         "This server holds at most %llu tokens of prompts, each prompt once for "
+                         "each of its choices; more were asked for.",
+                         (unsigned long long)pages_max(self) * CHAIN_PAGE_BYTES / 4);
+}
+
 static err_t add_request(ingress_t *self, actor_t *world, call_t *call, uint32_t prompt,
                          uint32_t output, uint32_t choice, openai_error_t *why)
 {
-    /* An eighth of the pages stays free for what running requests will generate. */
-    uint32_t pages = prompt * 4 / CHAIN_PAGE_BYTES + 1;
-    if (pages + self->pool.count / 8 > self->pool.count - self->pool.used) return refuse_room(why);
+    if (prompt_pages(prompt) + self->pool.used > pages_max(self)) return refuse_room(why);
     request_t *request = request_take(self, world, call);
     if (request == NULL) return refuse_room(why);
     bool is_kept = chain_append(&self->pool, &request->tokens, self->ids,
@@ -163,6 +199,7 @@ static err_t add_prompt(ingress_t *self, actor_t *world, call_t *call, uint32_t 
     uint32_t prompt = 0, output = 0;
     err_t error = admit_tokens(self, index, &prompt, why);
     if (error == ERR_OK) error = fit_output(self, prompt, &output, why);
+    if (error == ERR_OK) error = check_pages(self, call, prompt, why);
     for (uint32_t i = 0; i < self->parsed->n && error == ERR_OK; i++)
         error = add_request(self, world, call, prompt, output, i, why);
     if (error == ERR_OK) call->prompt_tokens += prompt;
@@ -250,6 +287,7 @@ err_t admit(ingress_t *self, actor_t *world, call_t *call, openai_error_t *why)
     if (self->is_draining)
         error =
             openai_refuse(why, ERR_UNAVAILABLE, "", "This server is stopping; retry elsewhere.");
+    if (error == ERR_OK) error = check_count(self, prompts, why);
     if (error == ERR_OK) copy_options(self, world, call);
     for (uint32_t i = 0; i < prompts && error == ERR_OK; i++)
         error = add_prompt(self, world, call, i, why);

@@ -535,7 +535,7 @@ static err_t check_together(parser_t *self)
             "'best_of' other than 'n' is not supported by this server: it is %u, n is %u.",
             call->best_of, call->n);
     if ((uint64_t)call->n * call->prompt_count > OPENAI_CHOICES_MAX)
-        return openai_refuse(self->why, ERR_INVALID, "n",
+        return openai_refuse(self->why, ERR_INVALID, call->n > 1 ? "n" : "prompt",
                              "'n' times the number of prompts must be at most %d.",
                              OPENAI_CHOICES_MAX);
     if (call->has_max_tokens && call->max_tokens == 0 && !call->is_echo)

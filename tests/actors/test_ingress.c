@@ -382,6 +382,78 @@ static void test_ingress_table_full_answers_429_and_recovers(void **state)
     destroy(world);
 }
 
+static void ask_long(actor_t *world, uint32_t prompts, uint32_t tokens, const char *more)
+{
+    static char body[1 << 16];
+    size_t size = (size_t)snprintf(body, sizeof body, "{\"prompt\":[");
+    for (uint32_t i = 0; i < prompts; i++) {
+        size += (size_t)snprintf(body + size, sizeof body - size, i == 0 ? "[66" : ",[66");
+        for (uint32_t k = 1; k < tokens; k++)
+            size += (size_t)snprintf(body + size, sizeof body - size, ",66");
+        size += (size_t)snprintf(body + size, sizeof body - size, "]");
+    }
+    snprintf(body + size, sizeof body - size, "],%s}", more);
+    ask(world, "POST", "/v1/completions", body);
+}
+
+static void test_ingress_more_than_it_ever_holds_is_no_429(void **state)
+{
+    /* A client that is told to come again would do so for ever. */
+    actor_t *world = new_ingress("limits.requests_max=2");
+    ask_stream(world, ",\"n\":3");
+    assert_int_equal(http.status, 400);
+    assert_has("at most 2 requests");
+    assert_has("\"param\":\"n\"");
+    ask(world, "POST", "/v1/completions", "{\"prompt\":\"a\",\"n\":3,\"best_of\":3}");
+    assert_int_equal(http.status, 400);
+    assert_has("\"param\":\"n\"");
+    ask(world, "POST", "/v1/completions", "{\"prompt\":[\"a\",\"b\",\"c\"]}");
+    assert_int_equal(http.status, 400);
+    assert_has("\"param\":\"prompt\"");
+    ask(world, "POST", "/v1/completions", "{\"prompt\":[\"a\",\"b\"],\"n\":2}");
+    assert_int_equal(http.status, 400);
+    assert_has("\"param\":\"prompt\"");
+    assert_int_equal(count_sent(world, MSG_submit), 0);
+    destroy(world);
+    /* Nor for tokens: of long prompts even an idle server has no room for many. */
+    world = new_ingress("limits.requests_max=128");
+    ask_long(world, 1, 4000, "\"n\":20");
+    assert_int_equal(http.status, 400);
+    assert_has("\"param\":\"n\"");
+    assert_has("tokens of prompts");
+    ask_long(world, 2, 4000, "\"n\":10");
+    assert_int_equal(http.status, 400);
+    assert_has("\"param\":\"prompt\"");
+    assert_int_equal(count_sent(world, MSG_submit), 0);
+    destroy(world);
+}
+
+static void test_ingress_prompt_as_long_as_the_context_can_be_scored(void **state)
+{
+    /* Nothing is generated, so nothing needs room behind it. */
+    actor_t *world = new_ingress(NULL);
+    ask_long(world, 1, 4097, "\"echo\":true,\"max_tokens\":0,\"logprobs\":0");
+    assert_int_equal(http.status, 400);
+    assert_has("context_length_exceeded");
+    ask_long(world, 1, 4096, "\"echo\":true,\"max_tokens\":1,\"logprobs\":0");
+    assert_int_equal(http.status, 400);
+    assert_has("context_length_exceeded");
+    ask_long(world, 1, 4096, "\"echo\":true,\"max_tokens\":0,\"logprobs\":0");
+    assert_int_equal(http.status, 0);
+    assert_int_equal(last(world, MSG_submit)->message.submit.prompt_count, 4096);
+    for (uint32_t at = 1; at < 4096; at += PROMPT_LOGPROBS_MAX) {
+        msg_t m = about(world, MSG_prompt_logprobs);
+        m.prompt_logprobs.first_index = at;
+        m.prompt_logprobs.logprobs_count =
+            4096 - at < PROMPT_LOGPROBS_MAX ? 4096 - at : PROMPT_LOGPROBS_MAX;
+        fake_tell(world, worker, &m);
+    }
+    finish(world, FINISH_LENGTH, give_text(world, 0, "x"));
+    assert_int_equal(http.status, 200);
+    assert_has("\"completion_tokens\":0,\"total_tokens\":4096");
+    destroy(world);
+}
+
 /* ---- ZeroMQ clients ---- */
 
 static const address_t client = { ROLE_client, 3 };
@@ -680,6 +752,8 @@ int main(void)
         cmocka_unit_test(test_ingress_keys_are_asked_for),
         cmocka_unit_test(test_ingress_full_queue_answers_429),
         cmocka_unit_test(test_ingress_table_full_answers_429_and_recovers),
+        cmocka_unit_test(test_ingress_more_than_it_ever_holds_is_no_429),
+        cmocka_unit_test(test_ingress_prompt_as_long_as_the_context_can_be_scored),
         cmocka_unit_test(test_ingress_client_gets_tokens_and_its_end),
         cmocka_unit_test(test_ingress_client_with_a_full_link_is_told_the_end_later),
         cmocka_unit_test(test_ingress_client_may_not_stop_it),
