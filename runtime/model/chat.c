@@ -82,10 +82,10 @@ static cJSON *read_config(const char *dir, error_text_t *why)
     char *bytes = malloc(CONFIG_BYTES_MAX);
     size_t size = bytes ? fread(bytes, 1, CONFIG_BYTES_MAX, file) : 0;
     fclose(file);
-    cJSON *config = size < CONFIG_BYTES_MAX ? json_parse(bytes, size) : NULL;
+    json_fault_t fault = { "is larger than 16 MiB" };
+    cJSON *config = size < CONFIG_BYTES_MAX ? json_parse_object(bytes, size, &fault) : NULL;
     free(bytes);
-    if (!config)
-        tokenizer_refuse(why, "%.300s/tokenizer_config.json: not JSON, or larger than 16 MiB", dir);
+    if (!config) tokenizer_refuse(why, "%.300s/tokenizer_config.json %s", dir, fault.text);
     return config;
 }
 

@@ -482,7 +482,6 @@ static err_t read_type(model_config_t *self, const cJSON *root, int *type, error
 static err_t read_root(model_config_t *self, const cJSON *root, error_text_t *why)
 {
     int type;
-    if (!cJSON_IsObject(root)) return model_refuse(why, "config.json is no JSON object");
     memset(self, 0, sizeof *self);
     err_t error = read_type(self, root, &type, why);
     const number_key_t epsilon = { "rms_norm_eps", 0.0, 1.0, 1e-6 };
@@ -503,8 +502,9 @@ err_t model_config_parse(model_config_t *self, const char *json, size_t size, er
     model_config_t parsed;
     if (size > CONFIG_BYTES_MAX)
         return model_refuse(why, "config.json has %zu bytes; allowed: %d", size, CONFIG_BYTES_MAX);
-    cJSON *root = json_parse(json, size);
-    if (!root) return model_refuse(why, "config.json is not JSON");
+    json_fault_t fault;
+    cJSON *root = json_parse_object(json, size, &fault);
+    if (!root) return model_refuse(why, "config.json %s", fault.text);
     err_t error = read_root(&parsed, root, why);
     cJSON_Delete(root);
     if (!error) *self = parsed;
@@ -535,11 +535,11 @@ static err_t read_generation(model_config_t *self, const char *dir, error_text_t
     char *bytes = read_file(path, &size);
     if (!bytes && errno == ENOENT) return ERR_OK;
     if (!bytes) return model_refuse(why, "generation_config.json: %s", strerror(errno));
-    cJSON *root = json_parse(bytes, size);
+    json_fault_t fault;
+    cJSON *root = json_parse_object(bytes, size, &fault);
     free(bytes);
-    err_t error = cJSON_IsObject(root)
-                      ? read_end_tokens(self, root, why)
-                      : model_refuse(why, "generation_config.json is no JSON object");
+    if (!root) return model_refuse(why, "generation_config.json %s", fault.text);
+    err_t error = read_end_tokens(self, root, why);
     cJSON_Delete(root);
     return error;
 }

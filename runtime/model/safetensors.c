@@ -189,9 +189,9 @@ static err_t check_bounds(const char *text, size_t size, error_text_t *why)
         values += c == ',' || c == '{' || c == '[';
         depth += (c == '{' || c == '[') - (c == '}' || c == ']');
         if (depth > HEADER_DEPTH_MAX)
-            return model_refuse(why, "the header is nested deeper than %d", HEADER_DEPTH_MAX);
+            return model_refuse(why, "its JSON is nested deeper than %d", HEADER_DEPTH_MAX);
         if (values > VALUES_MAX)
-            return model_refuse(why, "the header has more values than %d", VALUES_MAX);
+            return model_refuse(why, "its JSON has more values than %d", VALUES_MAX);
     }
     return ERR_OK;
 }
@@ -234,8 +234,9 @@ static err_t parse(parsed_t *header, const char *text, size_t size, error_text_t
 {
     err_t error = check_bounds(text, size, why);
     if (error) return error;
-    header->root = json_parse(text, size);
-    if (!cJSON_IsObject(header->root)) return model_refuse(why, "the header is no JSON object");
+    json_fault_t fault;
+    header->root = json_parse_object(text, size, &fault);
+    if (!header->root) return model_refuse(why, "the header %s", fault.text);
     return read_entries(header, why);
 }
 
@@ -334,19 +335,38 @@ static err_t add_file(safetensors_t *self, const char *path, error_text_t *why)
 
 /* ---- shards ---- */
 
-static cJSON *read_index(const char *path)
+#define INDEX_NAME "model.safetensors.index.json"
+
+/* The whole file, to be freed by the caller; NULL with *why. */
+static char *read_index_text(const char *path, size_t *size, error_text_t *why)
 {
-    FILE *file = fopen(path, "rb");
-    if (!file) return NULL;
     struct stat status;
     char *text = NULL;
+    FILE *file = fopen(path, "rb");
+    if (!file || fstat(fileno(file), &status))
+        (void)model_refuse(why, "%.400s: %s", path, strerror(errno));
+    else if (!S_ISREG(status.st_mode) || status.st_size > HEADER_BYTES_MAX)
+        (void)model_refuse(why, "%.400s is no file of at most %d bytes", path, HEADER_BYTES_MAX);
+    else if (!(text = malloc((size_t)status.st_size + 1)))
+        (void)model_refuse(why, "no memory for %.400s", path);
+    else
+        *size = fread(text, 1, (size_t)status.st_size, file);
+    if (file) fclose(file);
+    return text;
+}
+
+static cJSON *read_index(const char *path, error_text_t *why)
+{
     size_t size = 0;
-    if (fstat(fileno(file), &status) == 0 && status.st_size <= HEADER_BYTES_MAX)
-        text = malloc((size_t)status.st_size + 1);
-    if (text) size = fread(text, 1, (size_t)status.st_size, file);
-    fclose(file);
+    char *text = read_index_text(path, &size, why);
     error_text_t bounds;
-    cJSON *root = text && !check_bounds(text, size, &bounds) ? json_parse(text, size) : NULL;
+    json_fault_t fault;
+    cJSON *root = NULL;
+    if (!text) return NULL;
+    if (check_bounds(text, size, &bounds))
+        (void)model_refuse(why, "%.300s: %.200s", path, bounds.text);
+    else if (!(root = json_parse_object(text, size, &fault)))
+        (void)model_refuse(why, "%.400s %s", path, fault.text);
     free(text);
     return root;
 }
@@ -357,10 +377,17 @@ static int by_text(const void *a, const void *b)
 }
 
 /* A shard's file name must stay inside the directory. */
-static bool is_plain_name(const cJSON *item)
+static err_t check_name(const cJSON *item, error_text_t *why)
 {
-    return cJSON_IsString(item) && item->valuestring[0] && item->valuestring[0] != '.' &&
-           !strchr(item->valuestring, '/');
+    const char *name = cJSON_GetStringValue(item);
+    if (!name)
+        return model_refuse(why, INDEX_NAME ": the file of %.200s is no string", item->string);
+    if (!name[0] || name[0] == '.' || strchr(name, '/'))
+        return model_refuse(why,
+                            INDEX_NAME ": the file of %.200s is \"%.100s\"; allowed: a plain file "
+                                       "name, of the same directory",
+                            item->string, name);
+    return ERR_OK;
 }
 
 static err_t add_shards(safetensors_t *self, const char *dir, const char **files, size_t count,
@@ -371,6 +398,9 @@ static err_t add_shards(safetensors_t *self, const char *dir, const char **files
     for (size_t i = 0; i < count; i++) {
         if (i && strcmp(files[i], files[i - 1]) == 0) continue;
         snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+        if (access(path, F_OK))
+            return model_refuse(why, "%.300s: %s, but " INDEX_NAME " names it", path,
+                                strerror(errno));
         err_t error = add_file(self, path, why);
         if (error) return error;
     }
@@ -381,18 +411,18 @@ static err_t add_index(safetensors_t *self, const char *dir, const cJSON *index,
 {
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map"), *item;
     size_t count = 0;
-    if (!cJSON_IsObject(map))
-        return model_refuse(why, "%.300s/model.safetensors.index.json: no weight_map", dir);
-    const char **files = calloc((size_t)cJSON_GetArraySize(map) + 1, sizeof *files);
+    if (!cJSON_IsObject(map) || !map->child)
+        return model_refuse(why, "%.300s/" INDEX_NAME ": %s", dir,
+                            !map                   ? "no weight_map"
+                            : !cJSON_IsObject(map) ? "weight_map is no object"
+                                                   : "weight_map is empty");
+    const char **files = calloc((size_t)cJSON_GetArraySize(map), sizeof *files);
     if (!files) return model_refuse(why, "no memory for the index");
     err_t error = ERR_OK;
     cJSON_ArrayForEach(item, map)
     {
-        if (is_plain_name(item))
-            files[count++] = item->valuestring;
-        else
-            error = model_refuse(why, "%.200s: its file in the index is no plain file name",
-                                 item->string);
+        if (!error) error = check_name(item, why);
+        files[count++] = cJSON_GetStringValue(item);
     }
     if (!error) error = add_shards(self, dir, files, count, why);
     free(files);
@@ -434,11 +464,10 @@ safetensors_t *safetensors_open(const char *dir, error_text_t *why)
         (void)model_refuse(why, "no memory");
         return NULL;
     }
-    snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir);
+    snprintf(path, sizeof path, "%s/" INDEX_NAME, dir);
     if (access(path, F_OK) == 0) {
-        cJSON *index = read_index(path);
-        err_t error = index ? add_index(self, dir, index, why)
-                            : model_refuse(why, "%.400s: is not JSON", path);
+        cJSON *index = read_index(path, why);
+        err_t error = index ? add_index(self, dir, index, why) : ERR_MODEL;
         cJSON_Delete(index);
         return finish(self, error, why);
     }

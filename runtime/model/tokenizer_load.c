@@ -344,8 +344,9 @@ err_t tokenizer_load(tokenizer_t *self, const char *json, size_t size, error_tex
     load_t load = { .self = self, .why = why };
     fill_alphabet(load.alphabet);
     if (splitter_init(&self->splitter) != ERR_OK) return REFUSE(&load, "tokenizer.json: no memory");
-    cJSON *root = json_parse(json, size);
-    if (!root) return REFUSE(&load, "tokenizer.json: not JSON (%zu bytes)", size);
+    json_fault_t fault;
+    cJSON *root = json_parse_object(json, size, &fault);
+    if (!root) return REFUSE(&load, "tokenizer.json %s", fault.text);
     err_t error = load_root(&load, root);
     cJSON_Delete(root);
     return error;

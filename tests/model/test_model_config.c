@@ -279,7 +279,14 @@ static void write_text(const char *path, const char *text)
 /* If this failed, a model whose end tokens could not be read would never stop. */
 static void test_config_generation_config_is_an_object_or_missing(void **state)
 {
-    static const char *const wrong[] = { "[]", "null", "1", "", "{\"eos_token_id\":[2]} x" };
+    static const char *const wrong[][2] = {
+        { "[]", "is JSON, but no object" },
+        { "null", "is JSON, but no object" },
+        { "1", "is JSON, but no object" },
+        { "", "is not JSON: it is empty" },
+        { "{\"eos_token_id\":[2]", "is not JSON: error at byte" },
+        { "{\"eos_token_id\":[2]} x", "is not JSON: something follows it at byte 21 of 22" },
+    };
     char directory[] = "/tmp/troupe-test-config-XXXXXX", config[64], generation[64];
     model_config_t c;
     error_text_t why;
@@ -289,9 +296,10 @@ static void test_config_generation_config_is_an_object_or_missing(void **state)
     write_text(config, v3);
     assert_int_equal(model_config_read(&c, directory, &why), ERR_OK);
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        write_text(generation, wrong[i]);
+        write_text(generation, wrong[i][0]);
         assert_int_equal(model_config_read(&c, directory, &why), ERR_MODEL);
-        assert_non_null(strstr(why.text, "generation_config.json is no JSON object"));
+        assert_non_null(strstr(why.text, "generation_config.json "));
+        assert_non_null(strstr(why.text, wrong[i][1]));
     }
     write_text(generation, "{\"eos_token_id\":[2]}");
     assert_int_equal(model_config_read(&c, directory, &why), ERR_OK);

@@ -90,9 +90,9 @@ static const header_case_t header_cases[] = {
     { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]}}  ", 16, NULL },
     { "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}", 1, NULL },
     { "{\"b\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[4,6]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 6, NULL },
-    { "[]", 0, "object" },
-    { "\xef\xbb\xbf{}", 0, "object" },
-    { "{\"a\":", 0, "object" },
+    { "[]", 0, "header is JSON, but no object" },
+    { "\xef\xbb\xbf{}", 0, "header is not JSON: a byte order mark" },
+    { "{\"a\":", 0, "header is not JSON: error at byte" },
     { "{\"a\":3}", 0, "dtype" },
     { "{\"a\":{\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,1]}}", 1, "dtype" },
     { "{\"a\":{\"dtype\":\"F32\",\"shape\":2,\"data_offsets\":[0,8]}}", 8, "shape" },
@@ -225,17 +225,40 @@ static void test_weights_shards_are_found_by_their_index(void **state)
         strstr(safetensors_file(files, safetensors_find(files, "a")), "one.safetensors"));
     assert_null(safetensors_find(files, "c"));
     safetensors_close(&files);
-    write_text("model.safetensors.index.json", "{\"weight_map\":{\"a\":\"../one.safetensors\"}}");
-    assert_null(safetensors_open(directory, &why));
-    assert_non_null(strstr(why.text, "plain file name"));
-    write_text("model.safetensors.index.json", "{\"weight_map\":{\"a\":\"none.safetensors\"}}");
-    assert_null(safetensors_open(directory, &why));
-    assert_non_null(strstr(why.text, "none.safetensors"));
-    write_text("model.safetensors.index.json", "{\"weight_map\":{\"a\":\"one.safetensors\"}} {}");
-    assert_null(safetensors_open(directory, &why));
-    assert_non_null(strstr(why.text, "is not JSON"));
-    write_text("model.safetensors.index.json", "{\"weight_map\":[]}");
-    assert_null(safetensors_open(directory, &why));
+    unlink(path_of("model.safetensors.index.json"));
+}
+
+/* If this failed, whoever has a damaged download or index would not learn which part it is. */
+static void test_weights_index_is_refused_by_what_is_wrong(void **state)
+{
+    static const char *const cases[][2] = {
+        { "", "index.json is not JSON: it is empty" },
+        { "{\"weight_map\":{\"a\":\"one", "index.json is not JSON: error at byte" },
+        { "{\"weight_map\":{}} {}",
+          "index.json is not JSON: something follows it at byte 18 of 20" },
+        { "\xef\xbb\xbf{}", "index.json is not JSON: a byte order mark" },
+        { "[]", "index.json is JSON, but no object" },
+        { "{\"metadata\":{}}", "index.json: no weight_map" },
+        { "{\"weight_map\":[]}", "index.json: weight_map is no object" },
+        { "{\"weight_map\":{}}", "index.json: weight_map is empty" },
+        { "{\"weight_map\":{\"a\":[[[[1]]]]}}", "index.json: its JSON is nested deeper" },
+        { "{\"weight_map\":{\"a\":1,\"b\":\"one.safetensors\"}}",
+          "index.json: the file of a is no string" },
+        { "{\"weight_map\":{\"a\":\"../one.safetensors\",\"b\":\"one.safetensors\"}}",
+          "index.json: the file of a is \"../one.safetensors\"; allowed: a plain file name" },
+        { "{\"weight_map\":{\"a\":\"\"}}", "index.json: the file of a is \"\"" },
+        { "{\"weight_map\":{\"a\":\"none.safetensors\"}}",
+          "none.safetensors: No such file or directory, but model.safetensors.index.json names "
+          "it" },
+    };
+    write_shard("one.safetensors",
+                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        error_text_t why = { "" };
+        write_text("model.safetensors.index.json", cases[i][0]);
+        assert_null(safetensors_open(directory, &why));
+        if (!strstr(why.text, cases[i][1])) fail_msg("%s: says %s", cases[i][0], why.text);
+    }
     unlink(path_of("model.safetensors.index.json"));
 }
 
@@ -376,6 +399,7 @@ int main(void)
         cmocka_unit_test(test_weights_header_size_is_bounded),
         cmocka_unit_test(test_weights_truncation_anywhere_is_noticed),
         cmocka_unit_test(test_weights_shards_are_found_by_their_index),
+        cmocka_unit_test(test_weights_index_is_refused_by_what_is_wrong),
         cmocka_unit_test(test_weights_tensor_in_two_shards_is_refused),
         cmocka_unit_test(test_weights_gate_and_up_are_fused_with_their_scales),
         cmocka_unit_test(test_weights_each_rank_takes_its_experts),
