@@ -72,6 +72,27 @@ def test_unknown_paths_and_methods_are_told_apart(stub):
     assert status == 405 and json.loads(body)["error"]["message"]
 
 
+@pytest.mark.parametrize("headers,status", [
+    ("Content-Type: application/json; charset=utf-8\r\nOrigin: http://page\r\n", 200), ("", 200), ("Origin: http://page\r\n", 415),
+    ("Content-Type: application/x-www-form-urlencoded\r\n", 415), ("Content-Type: text/plain\r\nOrigin: http://page\r\n", 415),
+], ids=["json", "none", "none-from-a-page", "curl-d", "text-from-a-page"])
+def test_body_that_any_web_page_may_send_is_refused(stub, headers, status):
+    body = json.dumps(chat()).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    answer = raw(stub, head.encode() + body)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+    assert status == 200 or b"-H 'Content-Type: application/json'" in answer
+
+
+def test_prompt_that_fills_the_context_is_scored():
+    ask = {"prompt": [66] * 4096, "echo": True, "logprobs": 0}
+    with company({"engine": {"kind": "stub"}}) as running:
+        status, answer = running.post("/v1/completions", {**ask, "max_tokens": 0})
+        assert status == 200 and answer["usage"]["prompt_tokens"] == 4096 and answer["usage"]["completion_tokens"] == 0, answer
+        assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == 4096
+        assert running.post("/v1/completions", {**ask, "max_tokens": 1})[0] == 400
+
+
 def raw(running, data, seconds=10.0):
     """Send bytes; all that comes back until the server closes or falls silent."""
     with socket.create_connection(("127.0.0.1", running.port), timeout=seconds) as connection:
