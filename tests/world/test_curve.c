@@ -1,13 +1,15 @@
 /* tests/world/test_curve.c - on tcp only those who hold a key of the company are heard, and only
  * under their own name. */
-#include "toy.h"
+#include "zmtp.h"
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
-#include <sys/socket.h>
+#ifdef HAVE_SODIUM
+#include <sodium.h>
+#endif
 #include <zmq.h>
 
 #include "runtime/base/company.h"
+#include "runtime/zmq/state.h"
 
 static const address_t ingress = { ROLE_ingress, 0 }, prefill_lb = { ROLE_prefill_lb, 0 };
 
@@ -196,12 +198,162 @@ static void test_curve_missing_or_open_secret_is_refused(void **state)
     scene_close(&scene);
 }
 
+#ifdef HAVE_SODIUM
+
+/* A client that speaks CURVE (RFC 26) by hand: C is its key, c one for this connection; S and s are
+ * the server's. */
+typedef struct {
+    int descriptor;
+    uint64_t nonce;
+    uint8_t C_public[32], C_secret[32], c_public[32], c_secret[32], S[32], s[32];
+} curve_client_t;
+
+enum { BOX = crypto_box_MACBYTES };
+
+/* A short nonce of the message that is written, and its box behind it; returns the bytes of both.
+ */
+static size_t add_box(curve_client_t *self, uint8_t *out, const char *prefix, const uint8_t *text,
+                      size_t size, const uint8_t *to)
+{
+    uint8_t nonce[crypto_box_NONCEBYTES];
+    memcpy(nonce, prefix, 16);
+    self->nonce++;
+    for (int i = 0; i < 8; i++) nonce[16 + i] = out[i] = (uint8_t)(self->nonce >> (56 - 8 * i));
+    assert_int_equal(crypto_box_easy(out + 8, text, size, nonce, to, self->c_secret), 0);
+    return 8 + BOX + size;
+}
+
+static void say_hello(curve_client_t *self)
+{
+    static const uint8_t zeros[64];
+    uint8_t hello[200] = "\5HELLO\1";
+    memcpy(hello + 80, self->c_public, 32);
+    size_t size = 112 + add_box(self, hello + 112, "CurveZMQHELLO---", zeros, 64, self->S);
+    assert_int_equal(size, sizeof hello);
+    zmtp_say(self->descriptor, ZMTP_COMMAND, hello, size);
+}
+
+/* The server's key of this connection, and its cookie. */
+static void hear_welcome(curve_client_t *self, uint8_t cookie[96])
+{
+    static zmtp_frame_t frame;
+    uint8_t nonce[crypto_box_NONCEBYTES] = "WELCOME-", text[128];
+    assert_true(zmtp_hear(self->descriptor, &frame, 10000));
+    assert_true(zmtp_is(&frame, "WELCOME") && frame.size == 168);
+    memcpy(nonce + 8, frame.bytes + 8, 16);
+    assert_int_equal(
+        crypto_box_open_easy(text, frame.bytes + 24, 144, nonce, self->S, self->c_secret), 0);
+    memcpy(self->s, text, 32);
+    memcpy(cookie, text + 32, 96);
+}
+
+static void say_initiate(curve_client_t *self, const uint8_t cookie[96], const uint8_t *id,
+                         size_t id_size)
+{
+    static zmtp_frame_t frame;
+    static uint8_t text[ZMTP_FRAME_BYTES];
+    uint8_t nonce[crypto_box_NONCEBYTES] = "VOUCH---", vouch[64];
+    memcpy(vouch, self->c_public, 32);
+    memcpy(vouch + 32, self->S, 32);
+    randombytes_buf(nonce + 8, 16);
+    memcpy(text, self->C_public, 32);
+    memcpy(text + 32, nonce + 8, 16);
+    assert_int_equal(crypto_box_easy(text + 48, vouch, 64, nonce, self->s, self->C_secret), 0);
+    size_t size = 128;
+    size += zmtp_property(text + size, "Socket-Type", "DEALER", 6);
+    size += zmtp_property(text + size, "Identity", id, id_size);
+    memcpy(frame.bytes, "\10INITIATE", 9);
+    memcpy(frame.bytes + 9, cookie, 96);
+    size = 105 + add_box(self, frame.bytes + 105, "CurveZMQINITIATE", text, size, self->s);
+    zmtp_say(self->descriptor, ZMTP_COMMAND, frame.bytes, size);
+}
+
+/* False: the server does not let it in. */
+static bool curve_client_open(curve_client_t *self, const scene_t *scene, const uint8_t *id,
+                              size_t id_size)
+{
+    static zmtp_frame_t frame;
+    char endpoint[256], key[41];
+    uint8_t cookie[96];
+    self->nonce = 0;
+    read_key(scene, "ingress-0.cert", "public-key", key);
+    assert_non_null(zmq_z85_decode(self->S, key));
+    read_key(scene, "client-0.cert", "public-key", key);
+    assert_non_null(zmq_z85_decode(self->C_public, key));
+    read_key(scene, "client-0.cert_secret", "secret-key", key);
+    assert_non_null(zmq_z85_decode(self->C_secret, key));
+    assert_int_equal(crypto_box_keypair(self->c_public, self->c_secret), 0);
+    assert_true(world_endpoint(scene->config, ingress, endpoint, sizeof endpoint) > 0);
+    self->descriptor = zmtp_connect(endpoint);
+    zmtp_greet(self->descriptor, "CURVE");
+    say_hello(self);
+    hear_welcome(self, cookie);
+    say_initiate(self, cookie, id, id_size);
+    return zmtp_hear(self->descriptor, &frame, 2000) && zmtp_is(&frame, "READY");
+}
+
+static void curve_client_cancels(curve_client_t *self, uint64_t number)
+{
+    uint8_t text[256] = { 0 }, out[512] = "\7MESSAGE"; /* text begins with its flags: none */
+    msg_t m;
+    msg_init(&m, MSG_client_cancel);
+    m.header.epoch = 77;
+    m.header.request.lo = number;
+    size_t size = 1 + msg_encode(&m, text + 1, sizeof text - 1);
+    size = 8 + add_box(self, out + 8, "CurveZMQMESSAGEC", text, size, self->s);
+    zmtp_say(self->descriptor, ZMTP_MESSAGE, out, size);
+}
+
+static int task_refused(toy_t *toy, actor_t *world, void *arg)
+{
+    return (int)world->metrics.slots[metric_descs[METRIC_frames_refused_total].slot];
+}
+
+/* If this failed, a client with the key of clients could end ingress by a routing id that is longer
+ * than ZMTP allows: whether it is an actor's is asked before anything else. */
+static void test_curve_routing_ids_longer_than_any_are_refused(void **state)
+{
+    static const struct {
+        size_t size;
+        bool is_heard;
+    } cases[] = { { 3, true }, { 200, true }, { 255, true }, { 256, false }, { 300, false } };
+    static uint8_t id[300];
+    scene_t scene;
+    uint32_t heard = 0;
+    int refused = 0;
+    memset(id, 'a', sizeof id);
+    assert_true(sodium_init() >= 0);
+    scene_open(&scene);
+    toy_t *toy = toy_start(scene.config, ingress, 5);
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        curve_client_t client;
+        assert_true(curve_client_open(&client, &scene, id, cases[i].size));
+        curve_client_cancels(&client, i);
+        if (cases[i].is_heard)
+            heard++;
+        else
+            refused++;
+        assert_true(toy_wait(toy, MSG_client_cancel, heard));
+        for (int k = 0; k < 500 && toy_do(toy, task_refused, NULL) < refused; k++) usleep(10000);
+        assert_int_equal(toy_do(toy, task_refused, NULL), refused);
+        assert_int_equal(toy_count(toy, MSG_client_cancel), heard);
+        close(client.descriptor);
+    }
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    scene_close(&scene);
+}
+
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_curve_company_keys_messages_pass),
         cmocka_unit_test(test_curve_unknown_borrowed_or_no_key_is_refused),
         cmocka_unit_test(test_curve_missing_or_open_secret_is_refused),
+#ifdef HAVE_SODIUM
+        cmocka_unit_test(test_curve_routing_ids_longer_than_any_are_refused),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /* tests/world/test_links.c - actors in the real world find each other, talk, and notice when the
  * other is gone. */
-#include "toy.h"
+#include "zmtp.h"
 
 #include <zmq.h>
 
@@ -154,17 +154,23 @@ typedef struct {
     void *context, *socket;
 } stranger_t;
 
-static stranger_t stranger_open(const config_t *config, const char *id)
+static stranger_t stranger_open_to(const config_t *config, address_t to, const char *id,
+                                   size_t id_size)
 {
     char endpoint[256];
     int linger_ms = 0;
     stranger_t self = { zmq_ctx_new(), NULL };
     self.socket = zmq_socket(self.context, ZMQ_DEALER);
-    assert_true(world_endpoint(config, prefill_lb, endpoint, sizeof endpoint) > 0);
-    assert_int_equal(zmq_setsockopt(self.socket, ZMQ_ROUTING_ID, id, strlen(id)), 0);
+    assert_true(world_endpoint(config, to, endpoint, sizeof endpoint) > 0);
+    if (id_size > 0) assert_int_equal(zmq_setsockopt(self.socket, ZMQ_ROUTING_ID, id, id_size), 0);
     assert_int_equal(zmq_setsockopt(self.socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms), 0);
     assert_int_equal(zmq_connect(self.socket, endpoint), 0);
     return self;
+}
+
+static stranger_t stranger_open(const config_t *config, const char *id)
+{
+    return stranger_open_to(config, prefill_lb, id, strlen(id));
 }
 
 static void stranger_close(stranger_t *self)
@@ -246,6 +252,134 @@ static void test_links_other_model_is_refused(void **state)
     toy_config_free(config);
 }
 
+static size_t encode_client_cancel(uint8_t *buf, size_t cap, u64 number)
+{
+    msg_t m;
+    msg_init(&m, MSG_client_cancel);
+    m.header.epoch = 77;
+    m.header.request.lo = number;
+    return msg_encode(&m, buf, cap);
+}
+
+static void wait_heard_and_refused(toy_t *toy, uint32_t heard, uint32_t refused)
+{
+    for (int i = 0; i < 1000 && (int)counts_of(toy).refused < (int)refused; i++) usleep(10000);
+    assert_true(toy_wait(toy, MSG_client_cancel, heard));
+    assert_int_equal(toy_count(toy, MSG_client_cancel), heard);
+    assert_int_equal((int)counts_of(toy).refused, refused);
+}
+
+/* If this failed, whoever reaches an actor could speak in the name of one that is not there, or
+ * end it by a name that fits no buffer. */
+static void test_links_odd_routing_ids_are_clients_or_refused(void **state)
+{
+    static char longest[255];
+    memset(longest, 'a', sizeof longest);
+    memcpy(longest, "ingress.", 8);
+    const struct {
+        const char *id;
+        size_t size;
+        bool is_client;
+    } cases[] = {
+        { "ingress.99", 10, false }, { "ingress.0", 9, false },
+        { "director.0", 10, false }, /* it binds to ingress, and does not connect */
+        { "kv_store.0", 10, false }, { "decode_worker.4096", 18, false },
+        { "ingress.", 8, true },     { "ingress.0x", 10, true },
+        { "client.0", 8, true },     { ".0", 2, true },
+        { "\xff\xfe", 2, true },     { longest, 200, true },
+        { longest, 255, true },      { NULL, 0, true },
+    };
+    enum { CASES = sizeof cases / sizeof *cases };
+    config_t *config = toy_config();
+    toy_t *toy = toy_start(config, ingress, 5);
+    stranger_t strangers[CASES];
+    uint32_t heard = 0, refused = 0;
+    for (uint32_t i = 0; i < CASES; i++) {
+        uint8_t buf[256];
+        size_t size = encode_client_cancel(buf, sizeof buf, i);
+        strangers[i] = stranger_open_to(config, ingress, cases[i].id, cases[i].size);
+        assert_int_equal(zmq_send(strangers[i].socket, buf, size, 0), size);
+        if (cases[i].is_client)
+            heard++;
+        else
+            refused++;
+        wait_heard_and_refused(toy, heard, refused);
+    }
+    for (uint32_t i = 0; i < CASES; i++) stranger_close(&strangers[i]);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
+/* If this failed, a routing id longer than ZMTP allows, which libzmq takes all the same, would be
+ * read and written past the end of buffers. */
+static void test_links_routing_ids_longer_than_any_are_refused(void **state)
+{
+    static const size_t sizes[] = { 256, 257, 300, 60000 };
+    static uint8_t id[60000];
+    char endpoint[256];
+    uint8_t buf[256];
+    memset(id, 'a', sizeof id);
+    config_t *config = toy_config();
+    toy_t *toy = toy_start(config, ingress, 5);
+    assert_true(world_endpoint(config, ingress, endpoint, sizeof endpoint) > 0);
+    for (uint32_t i = 0; i < 4; i++) {
+        int descriptor = zmtp_connect(endpoint);
+        zmtp_ready(descriptor, "DEALER", id, sizes[i]);
+        zmtp_say(descriptor, ZMTP_MESSAGE, buf, encode_client_cancel(buf, sizeof buf, i));
+        wait_heard_and_refused(toy, 0, i + 1);
+        close(descriptor);
+    }
+    /* Proof that it would have been heard. */
+    int descriptor = zmtp_connect(endpoint);
+    zmtp_ready(descriptor, "DEALER", id, 255);
+    zmtp_say(descriptor, ZMTP_MESSAGE, buf, encode_client_cancel(buf, sizeof buf, 9));
+    wait_heard_and_refused(toy, 1, 4);
+    close(descriptor);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
+/* Whether the other side pings within so long. */
+static bool is_pinged(int descriptor, uint64_t wait_ms)
+{
+    static zmtp_frame_t frame;
+    uint64_t end_ms = toy_now_ms() + wait_ms;
+    for (uint64_t now_ms; (now_ms = toy_now_ms()) < end_ms;)
+        if (zmtp_hear(descriptor, &frame, (int)(end_ms - now_ms)) && zmtp_is(&frame, "PING"))
+            return true;
+    return false;
+}
+
+/* If this failed, a peer that closes while its frames wait at a ROUTER would end the actor: an
+ * assertion of libzmq 4.3.4 in the ROUTER's own heartbeats.  Only who connects may send them, and
+ * must, for else a host that vanished is noticed by nobody. */
+static void test_links_only_who_connects_sends_heartbeats_of_zmtp(void **state)
+{
+    char endpoint[256];
+    config_t *config = toy_config();
+    struct sockaddr_un path;
+    assert_true(world_endpoint(config, prefill_lb, endpoint, sizeof endpoint) > 0);
+    path = zmtp_path(endpoint);
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&path, sizeof path), 0);
+    assert_int_equal(listen(listener, 1), 0);
+    toy_t *a = toy_start(config, ingress, 1);
+    int accepted = accept(listener, NULL, NULL);
+    zmtp_ready(accepted, "ROUTER", "", 0);
+    assert_true(is_pinged(accepted, 10000));
+    close(accepted);
+    close(listener);
+    assert_int_equal(unlink(path.sun_path), 0);
+    assert_int_equal(toy_stop(a), ERR_OK);
+    toy_t *b = toy_start(config, prefill_lb, 2);
+    int connected = zmtp_connect(endpoint);
+    zmtp_ready(connected, "DEALER", "kv_store.0", 10);
+    assert_false(is_pinged(connected, 3 * (uint64_t)config->timing.dead_ms));
+    close(connected);
+    assert_int_equal(toy_stop(b), ERR_OK);
+    toy_config_free(config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -256,6 +390,9 @@ int main(void)
         cmocka_unit_test(test_links_garbage_frames_are_counted_and_survived),
         cmocka_unit_test(test_links_messages_of_other_epochs_are_dropped_and_counted),
         cmocka_unit_test(test_links_other_model_is_refused),
+        cmocka_unit_test(test_links_odd_routing_ids_are_clients_or_refused),
+        cmocka_unit_test(test_links_routing_ids_longer_than_any_are_refused),
+        cmocka_unit_test(test_links_only_who_connects_sends_heartbeats_of_zmtp),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
