@@ -12,12 +12,14 @@ err_t openai_refuse(openai_error_t *why, err_t error, const char *param, const c
     snprintf(why->param, sizeof why->param, "%s", param);
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(why->message, sizeof why->message, format, arguments);
+    error_text_t text; /* valid UTF-8, whatever was quoted, and wherever that was cut */
+    error_text_write(&text, format, arguments);
     va_end(arguments);
+    memcpy(why->message, text.text, sizeof why->message);
     return error;
 }
 
-/* A cut message may end inside a UTF-8 sequence; JSON must not. */
+/* A cut param may end inside a UTF-8 sequence; JSON must not. */
 static size_t whole_size(const char *text)
 {
     size_t size = strlen(text);
@@ -42,7 +44,7 @@ static void print_code(writer_t *out, const openai_error_t *why)
 void openai_print_error(writer_t *out, const openai_error_t *why)
 {
     writer_text(out, "{\"error\":{\"message\":");
-    writer_json(out, why->message, whole_size(why->message));
+    writer_json(out, why->message, strlen(why->message));
     writer_format(out, ",\"type\":\"%s\",\"param\":", error_descs[why->error].openai_type);
     if (why->param[0] == 0)
         writer_text(out, "null");

@@ -513,6 +513,10 @@ static void test_error_is_printed_in_openai_form(void **state)
                         "{\"error\":{\"message\":\"x\",\"type\":\"rate_limit_error\",\"param\":"
                         "null,\"code\":\"overload\"}}",
                         out.used);
+    /* A path or a header may hold any byte, and a name may be cut anywhere: no client could decode
+     * the answer. */
+    openai_refuse(&why, ERR_INVALID, "", "a\xff %.1s \xc3\xa4", "\xc3\xa4");
+    assert_string_equal(why.message, "a? ? \xc3\xa4");
 }
 
 static int make_arena(void **state)
