@@ -9,8 +9,9 @@
  *
  * Policy: a request joins the batch with the first step after all its blocks have landed in this
  * attempt and the first token is here; its blocks, for prompt and all it may generate, were set
- * aside before, so it never waits for room again.  See runtime/kv/transfer_states.def for its
- * states, decode_worker_stream.c for the steps.
+ * aside before, so it never waits for room again.  What an earlier attempt has generated is
+ * computed again first.  See runtime/kv/transfer_states.def for its states, decode_worker_stream.c
+ * for the steps.
  *
  * Nothing waits without a deadline: until `prefilled` the prefill worker must speak of the request
  * at least once per lease; afterwards only our own pulls and steps are waited for.
@@ -142,7 +143,7 @@ static void say_held(decode_worker_t *self, actor_t *world)
         msg_init(&m, MSG_held);
         m.held.ingress = slot->ingress;
         m.held.prompt_count = slot->prompt_count;
-        m.held.computed = slot->known;
+        m.held.computed = slot->computed;
         m.held.blocks = slot->block_count;
         (void)decode_worker_say(world, decode_lb, &m, slot);
     }
@@ -243,7 +244,7 @@ static void advance(decode_worker_t *self, actor_t *world, slot_t *slot)
 {
     if (slot->transfer.state != TRANSFER_ANNOUNCED || !slot->is_assigned || !slot->is_open) return;
     if (slot->prompt_blocks > slot->block_count ||
-        slot->block_count * BLOCK_TOKENS <= slot->prompt_count) {
+        slot->block_count * BLOCK_TOKENS <= slot->prompt_count + slot->generated) {
         decode_worker_fail(self, world, slot,
                            ERR_INVALID); /* what was set aside does not fit what is to come */
         return;
@@ -279,18 +280,18 @@ static void on_decode_assign(void *state, actor_t *world, const msg_t *m)
 static bool is_sound_open(const decode_worker_t *self, const msg_t *m)
 {
     const msg_kv_open_t *open = &m->kv_open;
+    size_t token_count = (size_t)open->prompt_count + open->generated;
     return m->header.from.role == ROLE_prefill_worker &&
            m->header.from.index < self->prefill_count && open->prompt_count > 0 &&
-           open->prompt_count < self->context_max &&
-           open->tokens.size == (size_t)open->prompt_count * 4 &&
-           open->generated < open->max_tokens && open->generated < open->prompt_count &&
-           open->keys.size % KEY_BYTES == 0 && open->bias_ids_count == open->bias_values_count;
+           token_count < self->context_max && open->tokens.size == token_count * 4 &&
+           open->generated < open->max_tokens && open->keys.size % KEY_BYTES == 0 &&
+           open->bias_ids_count == open->bias_values_count;
 }
 
 static err_t start_sequence(actor_t *world, uint32_t index, const msg_kv_open_t *open)
 {
     engine_open_t sequence = { .tokens = open->tokens.data,
-                               .token_count = open->prompt_count,
+                               .token_count = open->prompt_count + open->generated,
                                .generated = open->generated,
                                .sampling = &open->sampling,
                                .bias_ids = open->bias_ids,
@@ -324,7 +325,7 @@ static void on_kv_open(void *state, actor_t *world, const msg_t *m)
     slot->stop_ids_count = open->stop_ids_count;
     memcpy(slot->stop_ids, open->stop_ids, open->stop_ids_count * sizeof *open->stop_ids);
     slot->deadline_us = open->deadline_us < UINT64_MAX - now ? now + open->deadline_us : UINT64_MAX;
-    decode_stream_begin_keys(slot, open);
+    decode_stream_begin_keys(self, slot, open);
     slot->is_open = true;
     if (slot->is_assigned) lease_extend(&slot->lease, now, self->lease_us);
     err_t error = start_sequence(world, decode_worker_index_of(self, slot), open);
@@ -612,6 +613,8 @@ static void check(const void *state)
         invariant(at != TRANSFER_DECODING ||
                   (slot->is_prefilled && slot->landed == slot->prompt_blocks));
         invariant(at != TRANSFER_DECODING || slot->known > slot->prompt_count);
+        invariant(at != TRANSFER_DECODING ||
+                  (slot->computed >= slot->prompt_count && slot->computed < slot->known));
         invariant(slot->outbox_count <= TOKENS_PER_MESSAGE_MAX);
         invariant(!slot->is_in_step || self->row_count > 0);
         invariant(slot->tail_count < BLOCK_TOKENS);

@@ -29,8 +29,9 @@ typedef struct {
     bool has_blocks, is_pulling, is_prefilled;
     lease_t lease; /* that the prefill side still cares; until `prefilled` */
     engine_result_t first;
-    /* the stream: `known` tokens of the sequence, `total` generated in all attempts */
-    uint32_t known, total;
+    /* the stream: `known` tokens of the sequence, those before `computed` with KV; `total`
+     * generated in all attempts */
+    uint32_t known, computed, total;
     engine_result_t outbox[TOKENS_PER_MESSAGE_MAX]; /* not yet accepted by the link, oldest first */
     uint32_t outbox_count;
     finish_t reason;
@@ -86,8 +87,8 @@ void decode_worker_try_free(decode_worker_t *self, actor_t *world, slot_t *slot)
 
 /* ---- decode_worker_stream.c: steps, tokens, generated blocks -------------------------------- */
 
-/* Prepare the chain of keys that continues the prompt's. */
-void decode_stream_begin_keys(slot_t *slot, const msg_kv_open_t *open);
+/* Prepare the chain of keys that continues the prompt's, up to the last token that is known. */
+void decode_stream_begin_keys(decode_worker_t *self, slot_t *slot, const msg_kv_open_t *open);
 
 /* All blocks have landed and the first token is here: the request joins the next step. */
 void decode_stream_start(decode_worker_t *self, actor_t *world, slot_t *slot);

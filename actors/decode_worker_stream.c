@@ -3,8 +3,12 @@
  *
  * Every request that can go on has one row in every step.  A request whose tokens its ingress does
  * not accept sits out until they are: that is the whole back-pressure.  Blocks that fill up are
- * offered to the store, one offer at a time, so that a lost worker's answer, or the next question
- * of a chat, finds them there.
+ * offered to the store, one offer at a time, so that the next question of a chat finds them there.
+ *
+ * A request that was lost elsewhere comes with the tokens that its client has.  Their KV is
+ * computed here again by the steps that made it (see D-023): rows that give no token, as many at
+ * once as the batch leaves free.  The row of the last of them gives the next token, and the stream
+ * goes on.
  */
 #include <string.h>
 
@@ -16,17 +20,6 @@ static const address_t kv_store = { ROLE_kv_store, 0 };
 
 /* ---- generated blocks ----------------------------------------------------------------------- */
 
-void decode_stream_begin_keys(slot_t *slot, const msg_kv_open_t *open)
-{
-    uint32_t full = open->prompt_count / BLOCK_TOKENS;
-    slot->is_keyed = full > 0 && open->keys.size == (size_t)full * KEY_BYTES;
-    slot->keyed = slot->stored = full;
-    slot->tail_count = open->prompt_count % BLOCK_TOKENS;
-    const uint8_t *tokens = open->tokens.data;
-    memcpy(slot->tail, tokens + (size_t)full * BLOCK_TOKENS * 4, (size_t)slot->tail_count * 4);
-    if (slot->is_keyed) slot->keys[full - 1] = block_key_load(open->keys.data, full - 1);
-}
-
 /* One more token is known; a block's key can be made when its last one is. */
 static void extend_tail(decode_worker_t *self, slot_t *slot, uint32_t token)
 {
@@ -34,16 +27,29 @@ static void extend_tail(decode_worker_t *self, slot_t *slot, uint32_t token)
     if (slot->tail_count < BLOCK_TOKENS) return;
     slot->tail_count = 0;
     if (!slot->is_keyed) return;
-    invariant(slot->keyed > 0 && slot->keyed < slot->block_count);
+    invariant(slot->keyed > 0 && slot->keyed < self->context_max / BLOCK_TOKENS);
     slot->keys[slot->keyed] =
         key_maker_next(self->key_maker, slot->keys[slot->keyed - 1], slot->tail);
     slot->keyed += 1;
 }
 
-/* Blocks that have a key and whose every token was computed: all but the last known one were. */
+void decode_stream_begin_keys(decode_worker_t *self, slot_t *slot, const msg_kv_open_t *open)
+{
+    uint32_t full = open->prompt_count / BLOCK_TOKENS, token;
+    slot->is_keyed = full > 0 && open->keys.size == (size_t)full * KEY_BYTES;
+    slot->keyed = slot->stored = full;
+    if (slot->is_keyed) slot->keys[full - 1] = block_key_load(open->keys.data, full - 1);
+    const uint8_t *tokens = open->tokens.data;
+    for (size_t i = (size_t)full * BLOCK_TOKENS; i < open->tokens.size / 4; i++) {
+        memcpy(&token, tokens + i * 4, 4);
+        extend_tail(self, slot, token);
+    }
+}
+
+/* Blocks that have a key and whose every token was computed. */
 static uint32_t full_blocks(const slot_t *slot)
 {
-    uint32_t computed = slot->known > 0 ? (slot->known - 1) / BLOCK_TOKENS : 0;
+    uint32_t computed = slot->computed / BLOCK_TOKENS;
     return computed < slot->keyed ? computed : slot->keyed;
 }
 
@@ -185,7 +191,7 @@ static void accept(decode_worker_t *self, actor_t *world, slot_t *slot,
                    const engine_result_t *result)
 {
     invariant(slot->transfer.state == TRANSFER_DECODING);
-    invariant(slot->outbox_count < TOKENS_PER_MESSAGE_MAX);
+    invariant(slot->outbox_count < TOKENS_PER_MESSAGE_MAX && slot->computed == slot->known);
     slot->outbox[slot->outbox_count++] = *result;
     slot->known += 1;
     slot->total += 1;
@@ -200,10 +206,13 @@ static void accept(decode_worker_t *self, actor_t *world, slot_t *slot,
 void decode_stream_start(decode_worker_t *self, actor_t *world, slot_t *slot)
 {
     transfer_move(&slot->transfer, TRANSFER_DECODING);
-    slot->known = slot->prompt_count;
+    slot->computed = slot->prompt_count;
+    slot->known = slot->prompt_count + slot->generated;
     slot->total = slot->generated;
-    actor_engine_append(world, decode_worker_index_of(self, slot), slot->first.token);
-    accept(self, world, slot, &slot->first);
+    if (slot->generated == 0) {
+        actor_engine_append(world, decode_worker_index_of(self, slot), slot->first.token);
+        accept(self, world, slot, &slot->first);
+    }
     decode_stream_tend(self, world, slot);
 }
 
@@ -221,19 +230,35 @@ void decode_stream_tend(decode_worker_t *self, actor_t *world, slot_t *slot)
 
 /* ---- steps ---------------------------------------------------------------------------------- */
 
-void decode_stream_step(decode_worker_t *self, actor_t *world)
+/* A row for each request that can go on.  What a full batch would have besides goes to those that
+ * compute again what they have generated, in order of arrival: no step is larger for them than a
+ * full batch's. */
+static uint32_t plan(decode_worker_t *self)
 {
-    if (self->row_count > 0 || !self->is_ready || actor_now_us(world) < self->retry.at_us) return;
     uint32_t count = 0;
     for (uint32_t i = 0; i < self->in_use && count < self->batch_max; i++) {
         const slot_t *slot = &self->slots[self->order[i]];
         if (slot->transfer.state != TRANSFER_DECODING ||
             slot->outbox_count == TOKENS_PER_MESSAGE_MAX)
             continue;
-        self->rows[count++] = (engine_row_t){
-            .slot = self->order[i], .first = slot->known - 1, .count = 1, .is_last = 1
-        };
+        self->rows[count++] = (engine_row_t){ .slot = self->order[i], .first = slot->computed };
     }
+    uint32_t room = self->batch_max - count;
+    for (uint32_t i = 0; i < count; i++) {
+        engine_row_t *row = &self->rows[i];
+        uint32_t known = self->slots[row->slot].known, more = known - row->first - 1;
+        if (more > room) more = room;
+        room -= more;
+        row->count = 1 + more;
+        row->is_last = row->first + row->count == known;
+    }
+    return count;
+}
+
+void decode_stream_step(decode_worker_t *self, actor_t *world)
+{
+    if (self->row_count > 0 || !self->is_ready || actor_now_us(world) < self->retry.at_us) return;
+    uint32_t count = plan(self);
     if (count == 0 || actor_engine_step(world, self->step + 1, self->rows, count) != ERR_OK) return;
     self->step += 1;
     self->row_count = count;
@@ -278,6 +303,8 @@ void decode_stream_on_engine_done(void *state, actor_t *world, const msg_t *m)
         return;
     }
     self->retry.count = 0;
+    for (uint32_t i = 0; i < self->row_count; i++)
+        self->slots[self->rows[i].slot].computed += self->rows[i].count;
     take_results(self, world, done->results);
     for (uint32_t i = 0; i < self->row_count; i++) {
         slot_t *slot = &self->slots[self->rows[i].slot];

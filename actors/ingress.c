@@ -416,7 +416,7 @@ static void on_finished(void *state, actor_t *world, const msg_t *m)
         lose(self, world, request, ERR_LOST); /* a message of tokens is missing */
         return;
     }
-    /* Later attempts find their own text in the store: only what the first one reused was the
+    /* Later attempts find their own prompt in the store: only what the first one reused was the
      * client's luck. */
     if (request->attempt == 0) request->cached = m->finished.reused;
     if (request->cached > request->prompt_count) request->cached = request->prompt_count;

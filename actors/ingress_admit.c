@@ -319,14 +319,14 @@ err_t request_submit(ingress_t *self, actor_t *world, request_t *request)
     uint64_t now_us = actor_now_us(world);
     uint32_t count = request_gather(self, request);
     invariant(count == request->prompt_count + request->generated);
-    uint32_t key_count =
-        key_maker_prompt(self->keys, self->model_hash, self->ids, count, self->key_bytes);
+    uint32_t key_count = key_maker_prompt(self->keys, self->model_hash, self->ids,
+                                          request->prompt_count, self->key_bytes);
     msg_t m;
     msg_init(&m, MSG_submit);
     m.header.request = request->id;
     m.header.attempt = request->attempt;
     m.submit.ingress = actor_self(world).index;
-    m.submit.prompt_count = count;
+    m.submit.prompt_count = request->prompt_count;
     m.submit.generated = request->generated;
     m.submit.max_tokens = request->max_tokens;
     m.submit.deadline_us = call->deadline_us > now_us ? call->deadline_us - now_us : 0;

@@ -345,10 +345,11 @@ static bool is_too_large(const prefill_lb_t *self, uint32_t blocks)
 
 static bool is_sound(const msg_submit_t *submit)
 {
-    return submit->prompt_count > 0 && submit->tokens.size == (size_t)submit->prompt_count * 4 &&
+    size_t token_count = (size_t)submit->prompt_count + submit->generated;
+    return submit->prompt_count > 0 && submit->tokens.size == token_count * 4 &&
            submit->keys.size % KEY_BYTES == 0 &&
            submit->keys.size / KEY_BYTES <= submit->prompt_count / BLOCK_TOKENS &&
-           submit->generated < submit->prompt_count && submit->generated < submit->max_tokens &&
+           submit->generated < submit->max_tokens &&
            submit->bias_ids_count == submit->bias_values_count;
 }
 

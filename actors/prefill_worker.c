@@ -13,7 +13,9 @@
  * Policy: blocks for the whole prompt are set aside before it begins, in order of arrival; chunks
  * are shared by all prompts, first come, first served.  What the store has is pulled, but for the
  * last block: the last token is always computed, for it gives the logits.  Room for decoding is
- * asked for at the start, so that the decode worker pulls while we compute.
+ * asked for at the start, so that the decode worker pulls while we compute.  Tokens that an earlier
+ * attempt generated are only passed on: decode computes them again, by its own order of sums (see
+ * D-023).
  *
  *   FREE -> WAITING (for blocks) -> ASKING (the store) -> COMPUTING
  *        -> OFFERED (to decode) -> CLOSING -> FREE
@@ -225,11 +227,11 @@ slot_t *prefill_worker_find(prefill_worker_t *self, actor_t *world, const header
 
 static bool is_sound_assign(const prefill_worker_t *self, const msg_prefill_assign_t *assign)
 {
-    return assign->prompt_count > 0 && assign->prompt_count <= self->context_max &&
-           assign->tokens.size == (size_t)assign->prompt_count * 4 &&
-           assign->keys.size % KEY_BYTES == 0 &&
+    size_t token_count = (size_t)assign->prompt_count + assign->generated;
+    return assign->prompt_count > 0 && token_count <= self->context_max &&
+           assign->tokens.size == token_count * 4 && assign->keys.size % KEY_BYTES == 0 &&
            assign->keys.size / KEY_BYTES <= assign->prompt_count / BLOCK_TOKENS &&
-           assign->generated < assign->prompt_count && assign->generated < assign->max_tokens &&
+           assign->generated < assign->max_tokens &&
            assign->bias_ids_count == assign->bias_values_count;
 }
 
@@ -245,7 +247,8 @@ static void fill(slot_t *slot, const msg_t *m, uint64_t now)
                       .blocks = kept.blocks,
                       .checksums = kept.checksums,
                       .block_count = (in->prompt_count + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
-                      .key_count = (uint32_t)(in->keys.size / KEY_BYTES) };
+                      .key_count = (uint32_t)(in->keys.size / KEY_BYTES),
+                      .is_told = in->generated > 0 };
     slot->assign.tokens.data = kept.assign.tokens.data;
     slot->assign.keys.data = kept.assign.keys.data;
     memcpy((void *)(uintptr_t)slot->assign.tokens.data, in->tokens.data, in->tokens.size);
@@ -288,7 +291,6 @@ static bool admit(prefill_worker_t *self, actor_t *world, slot_t *slot)
     const msg_prefill_assign_t *assign = &slot->assign;
     engine_open_t sequence = { .tokens = assign->tokens.data,
                                .token_count = assign->prompt_count,
-                               .generated = assign->generated,
                                .sampling = &assign->sampling,
                                .bias_ids = assign->bias_ids,
                                .bias_values = assign->bias_values,

@@ -14,15 +14,15 @@ static const address_t kv_store = { ROLE_kv_store, 0 };
 
 /* ---- the way to decode ---------------------------------------------------------------------- */
 
-/* One token more than it has already needs no decode worker at all. */
+/* The first token alone needs no decode worker at all. */
 bool prefill_offer_needs_decode(const slot_t *slot)
 {
-    return slot->assign.max_tokens - slot->assign.generated > 1;
+    return slot->assign.max_tokens > 1;
 }
 
 void prefill_offer_request_decode(actor_t *world, slot_t *slot)
 {
-    uint32_t tokens = slot->assign.prompt_count - slot->assign.generated + slot->assign.max_tokens;
+    uint32_t tokens = slot->assign.prompt_count + slot->assign.max_tokens;
     msg_t m;
     msg_init(&m, MSG_decode_request);
     m.decode_request.ingress = slot->ingress;

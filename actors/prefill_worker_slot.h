@@ -37,7 +37,7 @@ typedef struct {
     uint32_t decode_worker;
     lease_t lease;
     /* the first token */
-    bool has_token, is_told;
+    bool has_token, is_told; /* told: also when an earlier attempt has told it */
     engine_result_t first;
     err_t error; /* for prefill_done */
 } slot_t;
@@ -99,7 +99,7 @@ void prefill_offer_ask_store(prefill_worker_t *self, actor_t *world, slot_t *slo
 /* Compute, if the store has answered in full or too late. */
 void prefill_offer_consider_computing(prefill_worker_t *self, actor_t *world, slot_t *slot);
 
-/* More than one token is to be generated. */
+/* More than the first token is to be generated. */
 bool prefill_offer_needs_decode(const slot_t *slot);
 void prefill_offer_request_decode(actor_t *world, slot_t *slot);
 

@@ -44,7 +44,6 @@ static bool tell_first(prefill_worker_t *self, actor_t *world, slot_t *slot)
     const engine_result_t *first = &slot->first;
     msg_t m;
     msg_init(&m, MSG_tokens);
-    m.tokens.first_index = assign->generated;
     m.tokens.ids_count = 1;
     m.tokens.ids[0] = first->token;
     if (assign->sampling.logprobs) {
@@ -74,7 +73,7 @@ void prefill_step_conclude(prefill_worker_t *self, actor_t *world, slot_t *slot)
     if (slot->state != COMPUTING || !slot->has_token) return;
     if (!slot->is_told) slot->is_told = tell_first(self, world, slot);
     if (!slot->is_told) return;
-    bool is_stop = ends_text(world, slot);
+    bool is_stop = slot->assign.generated == 0 && ends_text(world, slot);
     if (!is_stop && prefill_offer_needs_decode(slot)) {
         slot->state = OFFERED;
         prefill_offer_push(world, slot);
@@ -83,7 +82,7 @@ void prefill_step_conclude(prefill_worker_t *self, actor_t *world, slot_t *slot)
     msg_t m;
     msg_init(&m, MSG_finished);
     m.finished.reason = is_stop ? FINISH_STOP : FINISH_LENGTH;
-    m.finished.tokens = slot->assign.generated + 1;
+    m.finished.tokens = 1;
     m.finished.reused = slot->reused;
     err_t error = prefill_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot);
     if (!worker_is_said(world, error, &slot->unheard_us)) return;

@@ -4,9 +4,9 @@
  * A step is one pass over its prompt rows and one over its decode rows.  In an expert-parallel
  * group all ranks make the same passes: a step begins with one word that tells who needs which
  * pass, and a pass that nobody needs is left out; ranks without rows take part with none.  Which
- * form of attention a row takes depends on the row alone: tokens known when the sequence was opened
- * are prompt rows, those that came later are decode rows.  So neither chunks nor neighbours change
- * a result.
+ * form of attention a row takes depends on the row alone: tokens of the prompt are prompt rows,
+ * generated ones are decode rows, those of an earlier attempt too.  So neither chunks nor
+ * neighbours nor a new beginning change a result.
  */
 #include "core.h"
 
@@ -28,8 +28,7 @@ typedef struct {
     sampling_t sampling;
     uint32_t *tokens; /* [context_max + 1] */
     uint32_t *blocks; /* [blocks_max] */
-    uint32_t token_count, start_count, block_count;
-    uint32_t generated; /* by earlier attempts, among the first start_count tokens */
+    uint32_t token_count, prompt_count, block_count;
     uint32_t bias_ids[LOGIT_BIAS_MAX];
     float bias_values[LOGIT_BIAS_MAX];
     uint32_t bias_count;
@@ -306,8 +305,8 @@ static err_t start(void *core, uint32_t index, const engine_open_t *sequence)
         memcpy(slot->bias_values, sequence->bias_values, slot->bias_count * sizeof(float));
     }
     bool can_run = is_usable(self, sequence);
-    slot->generated = can_run ? sequence->generated : 0;
-    slot->token_count = slot->start_count = can_run ? sequence->token_count : 0;
+    slot->token_count = can_run ? sequence->token_count : 0;
+    slot->prompt_count = can_run ? sequence->token_count - sequence->generated : 0;
     memcpy(slot->tokens, sequence->tokens, slot->token_count * sizeof(uint32_t));
     return ERR_OK;
 }
@@ -346,6 +345,7 @@ static bool is_sound(const engine_t *self, const engine_row_t *row)
     const slot_t *slot = &self->slots[row->slot];
     uint64_t end = (uint64_t)row->first + row->count;
     if (!slot->is_open || !row->count || end > slot->token_count) return false;
+    if (row->first < slot->prompt_count && end > slot->prompt_count) return false;
     if (end > (uint64_t)slot->block_count * BLOCK_TOKENS || end > self->context_max) return false;
     if (!are_known(self, slot->tokens + row->first, row->count)) return false;
     return !row->is_last ||
@@ -354,12 +354,12 @@ static bool is_sound(const engine_t *self, const engine_row_t *row)
 
 static int pass_of(const slot_t *slot, const engine_row_t *row)
 {
-    return row->first >= slot->start_count ? PASS_DECODE : PASS_PREFILL;
+    return row->first >= slot->prompt_count ? PASS_DECODE : PASS_PREFILL;
 }
 
 static bool wants_prompt(const slot_t *slot, uint32_t position)
 {
-    return slot->sampling.prompt_logprobs && position + 1 < slot->start_count - slot->generated;
+    return slot->sampling.prompt_logprobs && position + 1 < slot->prompt_count;
 }
 
 /* Rows whose logits are wanted: those before prompt tokens that are to be reported, and the last.
@@ -475,8 +475,7 @@ static void choose_token(engine_t *self, const engine_row_t *row, const float *l
     sample_context_t context = { .sampling = &slot->sampling,
                                  .tokens = slot->tokens,
                                  .token_count = slot->token_count,
-                                 .generated =
-                                     slot->generated + slot->token_count - slot->start_count,
+                                 .generated = slot->token_count - slot->prompt_count,
                                  .bias_ids = slot->bias_ids,
                                  .bias_values = slot->bias_values,
                                  .bias_count = slot->bias_count };

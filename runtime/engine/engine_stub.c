@@ -1,9 +1,10 @@
 /* runtime/engine/engine_stub.c - an engine without weights, whose KV proves itself.
  *
  * Token = hash of seed and index.  The KV of a token is the chained hash of all tokens of its
- * sequence up to it.  Every step compares the KV in the slot's blocks with what its tokens demand,
- * so a block that is wrong, missing, stale or given away too early is noticed at the step that
- * would have read it.
+ * sequence up to it, turned over when decode computed it: real KV differs in its last bits, too.
+ * Every step compares the KV in the slot's blocks with what its tokens demand, so a block that is
+ * wrong, missing, stale or given away too early is noticed at the step that would have read it, and
+ * so is an answer whose beginning was computed as a prompt.
  */
 #include "stub.h"
 
@@ -24,12 +25,12 @@ static const uint64_t CHAIN_START = 0x74726f7570650001u;
 typedef struct {
     bool is_open;
     sampling_t sampling;
-    uint32_t prompt_count; /* tokens known at the start */
-    uint32_t generated;    /* of them; the token after them has this index */
+    uint32_t prompt_count; /* the tokens after them are the answer's, from index 0 */
     uint32_t token_count;
     uint32_t block_count;
     uint32_t *tokens;
-    uint64_t *chain; /* chain[i]: KV of token i */
+    uint64_t
+        *chain; /* chain[i]: KV of token i as prefill computes it; decode's has all bits turned */
     uint32_t *blocks;
 } slot_t;
 
@@ -173,10 +174,10 @@ static err_t start(void *core, uint32_t index, const engine_open_t *sequence)
     invariant(!slot->is_open);
     if (sequence->token_count == 0 || sequence->token_count > self->options.limits.context_max)
         return ERR_INVALID;
+    invariant(sequence->generated < sequence->token_count);
     slot->is_open = true;
     slot->sampling = *sequence->sampling;
-    slot->prompt_count = sequence->token_count;
-    slot->generated = sequence->generated;
+    slot->prompt_count = sequence->token_count - sequence->generated;
     slot->token_count = slot->block_count = 0;
     for (uint32_t i = 0; i < sequence->token_count; i++) push_token(slot, sequence->tokens[i]);
     return ERR_OK;
@@ -217,13 +218,15 @@ static uint8_t *entry(const stub_t *self, const slot_t *slot, uint32_t position)
            (size_t)(position % BLOCK_TOKENS) * STUB_ENTRY_BYTES;
 }
 
-/* Is the KV of the first `count` tokens what the tokens demand? */
+/* Is the KV of the first `count` tokens what the tokens demand?  A prompt's may be decode's: the
+ * store has answers, which are part of a chat's next prompt. */
 static bool is_kv_right(const stub_t *self, const slot_t *slot, uint32_t count)
 {
-    for (uint32_t at = 0; at < count; at += BLOCK_TOKENS) {
-        uint32_t here = count - at < BLOCK_TOKENS ? count - at : BLOCK_TOKENS;
-        if (memcmp(entry(self, slot, at), &slot->chain[at], (size_t)here * STUB_ENTRY_BYTES) != 0)
-            return false;
+    for (uint32_t at = 0; at < count; at++) {
+        uint64_t kv;
+        memcpy(&kv, entry(self, slot, at), sizeof kv);
+        bool is_prefills = kv == slot->chain[at] && at < slot->prompt_count;
+        if (!is_prefills && kv != ~slot->chain[at]) return false;
     }
     return true;
 }
@@ -234,6 +237,7 @@ static err_t verify(stub_t *self, const engine_row_t *row)
     uint64_t end = (uint64_t)row->first + row->count;
     bool is_sound = slot->is_open && row->count > 0 && end <= slot->token_count &&
                     (end + BLOCK_TOKENS - 1) / BLOCK_TOKENS <= slot->block_count &&
+                    (row->first >= slot->prompt_count || end <= slot->prompt_count) &&
                     (!row->is_last || (end == slot->token_count &&
                                        slot->token_count <= self->options.limits.context_max));
     if (!is_sound) return ERR_INVALID;
@@ -244,8 +248,10 @@ static err_t verify(stub_t *self, const engine_row_t *row)
 
 static void write_kv(const stub_t *self, const slot_t *slot, const engine_row_t *row)
 {
-    for (uint32_t i = row->first; i < row->first + row->count; i++)
-        memcpy(entry(self, slot, i), &slot->chain[i], STUB_ENTRY_BYTES);
+    for (uint32_t i = row->first; i < row->first + row->count; i++) {
+        uint64_t kv = i < slot->prompt_count ? slot->chain[i] : ~slot->chain[i];
+        memcpy(entry(self, slot, i), &kv, sizeof kv);
+    }
 }
 
 static engine_result_t report(const stub_t *self, const slot_t *slot, uint32_t position,
@@ -286,7 +292,7 @@ static void run_row(stub_t *self, const engine_row_t *row, results_t *results)
         if (i + 1 < slot->prompt_count)
             add_result(results, row, report(self, slot, i + 1, slot->tokens[i + 1]), true);
     if (!row->is_last) return;
-    uint32_t index = slot->token_count - slot->prompt_count + slot->generated;
+    uint32_t index = slot->token_count - slot->prompt_count;
     uint32_t token = engine_stub_token(self->vocab, self->end_token, &slot->sampling, index);
     add_result(results, row, report(self, slot, slot->token_count, token), false);
     push_token(slot, token);
@@ -305,7 +311,7 @@ static uint64_t step_us(const void *core, const engine_row_t *rows, uint32_t row
     const config_t *config = self->options.config;
     uint64_t prompt_rows = 0, prompt_keys = 0, decode_rows = 0, decode_keys = 0;
     for (uint32_t i = 0; i < row_count; i++) {
-        bool is_prompt = rows[i].count > 1;
+        bool is_prompt = rows[i].first < self->slots[rows[i].slot].prompt_count;
         *(is_prompt ? &prompt_rows : &decode_rows) += rows[i].count;
         *(is_prompt ? &prompt_keys : &decode_keys) += rows[i].first + rows[i].count;
     }

@@ -4,7 +4,7 @@
 
 #include "actors/decode_worker.h"
 
-enum { PROMPT = 100 }; /* two blocks */
+enum { PROMPT = 100, GENERATED_MAX = 40 }; /* two blocks */
 
 static const address_t a_prefill_worker = { ROLE_prefill_worker, 1 };
 
@@ -24,18 +24,27 @@ static void assign(actor_t *world, uint32_t number, uint32_t attempt, uint32_t b
     deliver(world, a_decode_lb, &m);
 }
 
-static void open_kv(actor_t *world, uint32_t number, uint32_t attempt, uint32_t max_tokens)
+/* With so many tokens that an earlier attempt generated. */
+static void open_resumed(actor_t *world, uint32_t number, uint32_t attempt, uint32_t generated,
+                         uint32_t max_tokens)
 {
-    static uint32_t tokens[PROMPT];
+    static uint32_t tokens[PROMPT + GENERATED_MAX];
     static uint8_t key[KEY_BYTES] = { 1 };
+    for (uint32_t i = 0; i < GENERATED_MAX; i++) tokens[PROMPT + i] = 50 + i;
     msg_t m = about(MSG_kv_open, number, attempt);
     m.kv_open.prompt_count = PROMPT;
+    m.kv_open.generated = generated;
     m.kv_open.max_tokens = max_tokens;
     m.kv_open.deadline_us = 60000000;
     m.kv_open.sampling = (sampling_t){ .temperature = 1, .top_p = 1, .repetition_penalty = 1 };
-    m.kv_open.tokens = (bytes_t){ tokens, sizeof tokens };
+    m.kv_open.tokens = (bytes_t){ tokens, ((size_t)PROMPT + generated) * 4 };
     m.kv_open.keys = (bytes_t){ key, sizeof key };
     deliver(world, a_prefill_worker, &m);
+}
+
+static void open_kv(actor_t *world, uint32_t number, uint32_t attempt, uint32_t max_tokens)
+{
+    open_resumed(world, number, attempt, 0, max_tokens);
 }
 
 static void ready(actor_t *world, uint32_t number, uint32_t first, uint32_t count)
@@ -65,6 +74,25 @@ static actor_t *decoding(uint32_t max_tokens, uint32_t blocks)
     finish_job(world, ERR_OK);
     prefilled(world, 1, 50);
     return world;
+}
+
+/* Request 2, resumed after `generated` tokens, with the prompt's KV. */
+static void resume(actor_t *world, uint32_t generated, uint32_t max_tokens)
+{
+    assign(world, 2, 0, 3);
+    open_resumed(world, 2, 0, generated, max_tokens);
+    ready(world, 2, 0, 2);
+    finish_job(world, ERR_OK);
+    prefilled(world, 2, 99);
+}
+
+static void expect_row(const actor_t *world, uint32_t at, uint32_t first, uint32_t count,
+                       uint32_t is_last)
+{
+    assert_in_range(at, 0, world->row_count - 1);
+    assert_int_equal(world->rows[at].first, first);
+    assert_int_equal(world->rows[at].count, count);
+    assert_int_equal(world->rows[at].is_last, is_last);
 }
 
 /* Request 1 as both sides have announced it, with none of its blocks. */
@@ -139,6 +167,109 @@ static void test_decode_worker_end_token_stops(void **unused)
     const msg_t *finished = take(world, MSG_finished, NULL);
     assert_int_equal(finished->finished.reason, FINISH_STOP);
     assert_int_equal(finished->finished.tokens, 2);
+    expect_done_once(world);
+}
+
+/* Would be broken: a resumed stream would go on with other bits than an undisturbed one, tell
+ * tokens a second time, or take what prefill says for the token that the client has. */
+static void test_decode_worker_resumed_stream_is_computed_again_and_goes_on(void **unused)
+{
+    actor_t *world = worker();
+    resume(world, 6, 8);
+    assert_int_equal(world->opened.token_count, PROMPT + 6);
+    assert_int_equal(world->opened.generated, 6);
+    assert_int_equal(world->appended, 0);
+    expect_row(world, 0, PROMPT, 4, 0);
+    finish_step(world, ERR_OK, 0);
+    expect_row(world, 0, PROMPT + 4, 2, 1);
+    assert_null(take(world, MSG_tokens, NULL));
+    finish_step(world, ERR_OK, 71);
+    expect_tokens(world, 6, 71);
+    expect_row(world, 0, PROMPT + 6, 1, 1);
+    finish_step(world, ERR_OK, 72);
+    expect_tokens(world, 7, 72);
+    assert_int_equal(take(world, MSG_finished, NULL)->finished.tokens, 8);
+    expect_done_once(world);
+}
+
+/* Would be broken: streams beside a resumed one would stand still until it has caught up, or a step
+ * would be larger than the engine allows. */
+static void test_decode_worker_resumed_stream_takes_what_the_batch_leaves(void **unused)
+{
+    actor_t *world = decoding(20, 2);
+    expect_tokens(world, 0, 50);
+    resume(world, 6, 20);
+    finish_step(world, ERR_OK, 51); /* that began without it */
+    for (uint32_t at = 0; at < 2; at++) {
+        expect_tokens(world, 1 + at, 51 + at);
+        expect_row(world, 0, PROMPT + 1 + at, 1, 1);
+        expect_row(world, 1, PROMPT + 3 * at, 3, at == 1);
+        finish_step(world, ERR_OK, 52 + at);
+    }
+    assert_int_equal(take(world, MSG_tokens, NULL)->tokens.first_index, 3);
+    assert_int_equal(take(world, MSG_tokens, NULL)->tokens.first_index, 6);
+    world_destroy(world);
+}
+
+/* Would be broken: a step that failed would leave a hole in the KV, or one without a result would
+ * count as a token. */
+static void test_decode_worker_failed_step_of_a_resumed_stream_is_repeated(void **unused)
+{
+    actor_t *world = worker();
+    resume(world, 6, 8);
+    finish_step(world, ERR_EP_PEER, 0);
+    pass(world, 200);
+    expect_row(world, 0, PROMPT, 4, 0);
+    finish_step(world, ERR_OK, 0);
+    expect_row(world, 0, PROMPT + 4, 2, 1);
+    finish_step(world, ERR_ENGINE, 0);
+    assert_int_equal(take(world, MSG_failed, NULL)->failed.error, ERR_ENGINE);
+    expect_done_once(world);
+}
+
+/* Would be broken: a client that goes away while its stream is computed again would leave blocks
+ * behind, or get tokens. */
+static void test_decode_worker_cancel_ends_a_resumed_stream_after_the_step(void **unused)
+{
+    actor_t *world = worker();
+    resume(world, 6, 8);
+    cancel(world, an_ingress, 2, 0);
+    assert_null(take(world, MSG_decode_done, NULL));
+    finish_step(world, ERR_OK, 0);
+    assert_null(take(world, MSG_tokens, NULL));
+    expect_done_once(world);
+}
+
+/* Would be broken: blocks would be offered to the store before they are computed again, or under
+ * another key than the first attempt's. */
+static void test_decode_worker_resumed_blocks_are_offered_once_computed(void **unused)
+{
+    uint8_t keys[2][KEY_BYTES];
+    for (int is_resumed = 0; is_resumed < 2; is_resumed++) {
+        actor_t *world = is_resumed ? worker() : decoding(32, 3);
+        if (is_resumed) resume(world, 30, 32);
+        if (is_resumed) {
+            for (uint32_t i = 0; i < 7; i++) finish_step(world, ERR_OK, 0);
+            assert_int_equal(world->job_count, 1); /* 128 tokens have KV: the checksum */
+        } else {
+            for (uint32_t i = 1; i < 30; i++) finish_step(world, ERR_OK, 50 + i);
+        }
+        finish_job(world, ERR_OK);
+        const msg_t *offer = take(world, MSG_store_offer, NULL);
+        assert_int_equal(offer->store_offer.blocks_count, 1);
+        memcpy(keys[is_resumed], offer->store_offer.keys.data, KEY_BYTES);
+        world_destroy(world);
+    }
+    assert_memory_equal(keys[0], keys[1], KEY_BYTES);
+}
+
+/* Would be broken: a resumed stream would run past the blocks that were set aside for it. */
+static void test_decode_worker_resumed_stream_without_room_fails(void **unused)
+{
+    actor_t *world = worker();
+    assign(world, 1, 0, 2);
+    open_resumed(world, 1, 0, 28, 30);
+    assert_int_equal(take(world, MSG_failed, NULL)->failed.error, ERR_INVALID);
     expect_done_once(world);
 }
 
@@ -349,6 +480,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decode_worker_request_is_pulled_decoded_and_finished),
         cmocka_unit_test(test_decode_worker_end_token_stops),
+        cmocka_unit_test(test_decode_worker_resumed_stream_is_computed_again_and_goes_on),
+        cmocka_unit_test(test_decode_worker_resumed_stream_takes_what_the_batch_leaves),
+        cmocka_unit_test(test_decode_worker_failed_step_of_a_resumed_stream_is_repeated),
+        cmocka_unit_test(test_decode_worker_cancel_ends_a_resumed_stream_after_the_step),
+        cmocka_unit_test(test_decode_worker_resumed_blocks_are_offered_once_computed),
+        cmocka_unit_test(test_decode_worker_resumed_stream_without_room_fails),
         cmocka_unit_test(test_decode_worker_cancel_frees_after_the_step),
         cmocka_unit_test(test_decode_worker_cancel_frees_after_the_pull),
         cmocka_unit_test(test_decode_worker_gap_in_blocks_fails_the_attempt),

@@ -24,7 +24,7 @@ static actor_t *company(void)
 }
 
 typedef struct {
-    uint32_t number, attempt, prompt_count;
+    uint32_t number, attempt, prompt_count, generated;
     uint64_t deadline_us;
 } prompt_t;
 
@@ -37,10 +37,11 @@ static void submit(actor_t *world, prompt_t prompt)
     for (uint32_t i = 0; i < sizeof keys; i++) keys[i] = (uint8_t)(i / KEY_BYTES + 1);
     msg_t m = about(MSG_submit, prompt.number, prompt.attempt);
     m.submit.prompt_count = prompt.prompt_count;
-    m.submit.max_tokens = 10;
+    m.submit.generated = prompt.generated;
+    m.submit.max_tokens = prompt.generated + 10;
     m.submit.deadline_us = prompt.deadline_us ? prompt.deadline_us : 60000000;
     m.submit.sampling = (sampling_t){ .temperature = 1, .top_p = 1, .repetition_penalty = 1 };
-    m.submit.tokens = (bytes_t){ tokens, (size_t)prompt.prompt_count * 4 };
+    m.submit.tokens = (bytes_t){ tokens, ((size_t)prompt.prompt_count + prompt.generated) * 4 };
     m.submit.keys = (bytes_t){ keys, (size_t)prompt.prompt_count / BLOCK_TOKENS * KEY_BYTES };
     deliver(world, an_ingress, &m);
 }
@@ -81,6 +82,25 @@ static void test_prefill_lb_prompts_go_where_least_waits(void **unused)
                4);
         assert_int_equal(last, i * 1000 + lengths[i] - 1);
     }
+    world_destroy(world);
+}
+
+/* Would be broken: a resumed request would count, or be refused, for tokens that only decode
+ * computes; or lose them on the way. */
+static void test_prefill_lb_resumed_request_weighs_as_its_prompt(void **unused)
+{
+    actor_t *world = company();
+    address_t to;
+    submit(world, (prompt_t){ .number = 1, .attempt = 1, .prompt_count = 100, .generated = 900 });
+    const msg_t *assign = take(world, MSG_prefill_assign, NULL);
+    assert_int_equal(assign->prefill_assign.prompt_count, 100);
+    assert_int_equal(assign->prefill_assign.generated, 900);
+    assert_int_equal(assign->prefill_assign.tokens.size, 4000);
+    submit(world, (prompt_t){ .number = 2, .prompt_count = 300 });
+    submit(world, (prompt_t){ .number = 3, .prompt_count = 20 });
+    (void)take(world, MSG_prefill_assign, NULL);
+    assert_non_null(take(world, MSG_prefill_assign, &to));
+    assert_int_equal(to.index, 0);
     world_destroy(world);
 }
 
@@ -249,6 +269,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_lb_prompts_go_where_least_waits),
+        cmocka_unit_test(test_prefill_lb_resumed_request_weighs_as_its_prompt),
         cmocka_unit_test(test_prefill_lb_rank_of_a_broken_group_gets_nothing),
         cmocka_unit_test(test_prefill_lb_progress_makes_room_in_time),
         cmocka_unit_test(test_prefill_lb_queue_keeps_order_and_refuses_when_full),

@@ -14,7 +14,7 @@ static actor_t *worker(void)
 }
 
 typedef struct {
-    uint32_t number, attempt, prompt_count, max_tokens, store_blocks;
+    uint32_t number, attempt, prompt_count, generated, max_tokens, store_blocks;
     bool has_prompt_logprobs;
 } prompt_t;
 
@@ -25,13 +25,15 @@ static void assign(actor_t *world, prompt_t prompt)
     for (uint32_t i = 0; i < sizeof keys; i++) keys[i] = (uint8_t)(i / KEY_BYTES + 1);
     msg_t m = about(MSG_prefill_assign, prompt.number, prompt.attempt);
     m.prefill_assign.prompt_count = prompt.prompt_count;
+    m.prefill_assign.generated = prompt.generated;
     m.prefill_assign.max_tokens = prompt.max_tokens;
     m.prefill_assign.store_blocks = prompt.store_blocks;
     m.prefill_assign.deadline_us = 60000000;
     m.prefill_assign.sampling =
         (sampling_t){ .temperature = 1, .top_p = 1, .repetition_penalty = 1 };
     m.prefill_assign.sampling.prompt_logprobs = prompt.has_prompt_logprobs;
-    m.prefill_assign.tokens = (bytes_t){ tokens, (size_t)prompt.prompt_count * 4 };
+    m.prefill_assign.tokens =
+        (bytes_t){ tokens, ((size_t)prompt.prompt_count + prompt.generated) * 4 };
     m.prefill_assign.keys =
         (bytes_t){ keys, (size_t)prompt.prompt_count / BLOCK_TOKENS * KEY_BYTES };
     deliver(world, a_prefill_lb, &m);
@@ -108,6 +110,32 @@ static void test_prefill_worker_prompt_is_chunked_offered_and_released(void **un
     land(world, 1, 2);
     assert_null(take(world, MSG_prefill_done, NULL));
     land(world, 1, 3);
+    expect_done_once(world, ERR_OK);
+}
+
+/* Would be broken: tokens that the client has would be computed as a prompt, with other bits; or be
+ * told, or end the text, a second time. */
+static void test_prefill_worker_resumed_request_is_prefilled_by_its_prompt_alone(void **unused)
+{
+    actor_t *world = worker();
+    assign(world,
+           (prompt_t){ .number = 1, .prompt_count = 100, .generated = 29, .max_tokens = 30 });
+    assert_int_equal(take(world, MSG_decode_request, NULL)->decode_request.blocks, 3);
+    assert_int_equal(world->opened.token_count, 100);
+    assert_int_equal(world->opened.generated, 0);
+    assert_int_equal(world->rows[0].count, 100);
+    assert_int_equal(world->rows[0].is_last, 1);
+    place(world, 1);
+    const msg_t *open = take(world, MSG_kv_open, NULL);
+    assert_int_equal(open->kv_open.prompt_count, 100);
+    assert_int_equal(open->kv_open.generated, 29);
+    assert_int_equal(open->kv_open.tokens.size, 129 * 4);
+    finish_step(world, ERR_OK, END_TOKEN);
+    finish_job(world, ERR_OK);
+    assert_null(take(world, MSG_tokens, NULL));
+    assert_null(take(world, MSG_finished, NULL));
+    assert_int_equal(take(world, MSG_prefilled, NULL)->prefilled.blocks, 2);
+    land(world, 1, 2);
     expect_done_once(world, ERR_OK);
 }
 
@@ -330,6 +358,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_worker_prompt_is_chunked_offered_and_released),
+        cmocka_unit_test(test_prefill_worker_resumed_request_is_prefilled_by_its_prompt_alone),
         cmocka_unit_test(test_prefill_worker_waits_for_ingress_to_greet),
         cmocka_unit_test(test_prefill_worker_short_prompts_share_a_step),
         cmocka_unit_test(test_prefill_worker_first_token_that_ends_finishes_here),

@@ -51,7 +51,8 @@ struct actor {
     engine_row_t rows[ROWS_KEPT_MAX]; /* of the step under way */
     uint32_t row_count;
     uint64_t step;
-    uint32_t started, closed, extended;
+    uint32_t started, closed, extended, appended;
+    engine_open_t opened; /* the last sequence; its pointers are not to be followed */
     uint64_t counters[METRICS_MAX];
     bool is_in_init;
     void *allocations[ALLOCATIONS_MAX];
@@ -171,6 +172,7 @@ err_t actor_engine_open(actor_t *world, const engine_limits_t *limits)
 err_t actor_engine_start(actor_t *world, uint32_t slot, const engine_open_t *sequence)
 {
     world->started += 1;
+    world->opened = *sequence;
     return ERR_OK;
 }
 
@@ -181,6 +183,7 @@ void actor_engine_extend(actor_t *world, uint32_t slot, const uint32_t *blocks, 
 
 void actor_engine_append(actor_t *world, uint32_t slot, uint32_t token)
 {
+    world->appended += 1;
 }
 
 err_t actor_engine_step(actor_t *world, uint64_t step, const engine_row_t *rows, uint32_t row_count)

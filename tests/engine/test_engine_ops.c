@@ -13,6 +13,7 @@
 #include <cjson/cJSON.h>
 #include <cmocka.h>
 
+#include "kernels/ops.h"
 #include "runtime/base/config.h"
 #include "runtime/engine/core.h"
 
@@ -253,7 +254,13 @@ static void test_engine_ops_unsound_rows_are_refused_whole(void **state)
     open_engine(&engine, &config, 0);
     start(&engine, 0, &cases[0], &sampling);
     uint32_t known = cases[0].prompt_count;
+    engine_open_t resumed = {
+        .tokens = cases[0].prompt, .token_count = known, .generated = 3, .sampling = &sampling
+    };
+    assert_int_equal(engine.class->start(engine.core, 2, &resumed), ERR_OK);
+    give_blocks(&engine, 2, 2);
     const engine_row_t bad[] = {
+        { 2, 0, known, 1 },     /* prompt and generated tokens in one part */
         { 1, 0, 1, 0 },         /* no such sequence */
         { 0, 0, 0, 0 },         /* no rows */
         { 0, 0, known + 1, 0 }, /* more tokens than there are */
@@ -351,38 +358,67 @@ static void test_engine_ops_prompt_logprobs_cover_the_prompt_once(void **state)
     close_engine(&engine);
 }
 
-/* If this failed, a stream that another worker continues would jump to other random numbers. */
-static void test_engine_ops_resumed_stream_goes_on_with_the_same_tokens(void **state)
+enum { RESUMED_AT = 9, RESUMED_TOKENS = 13 };
+
+/* Slot 1 resumes what slot 0 has generated: the prompt, the generated tokens in parts of `chunk`
+ * rows beside another sequence's, then the rest.  Every bit is the undisturbed stream's. */
+static void resume(engine_t *self, const case_t *c, const sampling_t *sampling,
+                   const engine_result_t *undisturbed, uint32_t chunk)
+{
+    static engine_result_t results[ROWS_MAX + SLOTS * 2];
+    engine_open_t resumed = { .tokens = c->prompt,
+                              .token_count = c->prompt_count + RESUMED_AT,
+                              .generated = RESUMED_AT,
+                              .sampling = sampling };
+    demand(self->class->start(self->core, 1, &resumed) == ERR_OK);
+    give_blocks(self, 1, 3);
+    engine_row_t row = { 1, 0, c->prompt_count, 0 };
+    assert_int_equal(run(self, &row, 1, results), 0);
+    for (uint32_t at = 0; at < RESUMED_TOKENS - 1; at += row.count) {
+        uint32_t left = at < RESUMED_AT ? RESUMED_AT - at : 1, first = c->prompt_count + at;
+        row = (engine_row_t){ 1, first, left < chunk ? left : chunk, left <= chunk };
+        const engine_row_t rows[] = { { 0, c->prompt_count + 3, 2, 0 }, row };
+        assert_int_equal(run(self, rows, 2, results), row.is_last);
+        if (!row.is_last) continue;
+        results[0].slot = 0;
+        assert_memory_equal(&results[0], &undisturbed[at + row.count], sizeof results[0]);
+    }
+    self->class->release(self->core, 1);
+}
+
+static void check_resumed(const char *ops)
 {
     engine_t engine;
-    engine_result_t result;
-    uint32_t tokens[12];
+    engine_result_t undisturbed[RESUMED_TOKENS];
     sampling_t sampling = sampling_default;
     sampling.seed = 12345;
     sampling.temperature = 2.0f;
-    config_t config = make_config(1, "auto", 0);
+    sampling.frequency_penalty = 0.5f;
+    sampling.repetition_penalty = 1.1f;
+    sampling.logprobs = 1;
+    sampling.top_logprobs = 3;
+    config_t config = make_config(1, ops, 0);
+    if (!ops_find(ops)) return;
     open_engine(&engine, &config, 0);
     case_t c = cases[1];
     start(&engine, 0, &c, &sampling);
-    for (uint32_t i = 0; i < 12; i++) {
+    for (uint32_t i = 0; i < RESUMED_TOKENS; i++) {
         engine_row_t row = { 0, i ? engine.known[0] - 1 : 0, i ? 1 : c.prompt_count, 1 };
-        assert_int_equal(run(&engine, &row, 1, &result), 1);
-        tokens[i] = result.token;
+        assert_int_equal(run(&engine, &row, 1, &undisturbed[i]), 1);
+        c.prompt[c.prompt_count + i] = undisturbed[i].token;
         engine.known[0]++;
     }
-    memcpy(c.prompt + c.prompt_count, tokens, 5 * sizeof *tokens);
-    engine_open_t resumed = {
-        .tokens = c.prompt, .token_count = c.prompt_count + 5, .generated = 5, .sampling = &sampling
-    };
-    assert_int_equal(engine.class->start(engine.core, 1, &resumed), ERR_OK);
-    give_blocks(&engine, 1, 3);
-    uint32_t known = resumed.token_count;
-    for (uint32_t i = 5; i < 12; i++, known++) {
-        engine_row_t row = { 1, i > 5 ? known - 1 : 0, i > 5 ? 1 : known, 1 };
-        assert_int_equal(run(&engine, &row, 1, &result), 1);
-        assert_int_equal(result.token, tokens[i]);
-    }
+    for (uint32_t chunk = 1; chunk <= 16; chunk *= 4)
+        resume(&engine, &c, &sampling, undisturbed, chunk);
     close_engine(&engine);
+}
+
+/* If this failed, a stream that another worker continues would jump to other random numbers, or go
+ * on from logits that differ in their last bits. */
+static void test_engine_ops_resumed_stream_goes_on_with_the_same_bits(void **state)
+{
+    static const char *const tables[] = { "judge", "avx2", "avx512", "avx512_bf16", "amx" };
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) check_resumed(tables[i]);
 }
 
 /* ---- as a group ---- */
@@ -452,7 +488,7 @@ int main(void)
         cmocka_unit_test(test_engine_ops_unknown_token_fails_its_own_steps_only),
         cmocka_unit_test(test_engine_ops_sequence_past_the_models_context_fails_its_own_steps_only),
         cmocka_unit_test(test_engine_ops_prompt_logprobs_cover_the_prompt_once),
-        cmocka_unit_test(test_engine_ops_resumed_stream_goes_on_with_the_same_tokens),
+        cmocka_unit_test(test_engine_ops_resumed_stream_goes_on_with_the_same_bits),
         cmocka_unit_test(test_engine_ops_two_and_four_ranks_give_the_references_tokens),
         cmocka_unit_test(test_engine_ops_fp8_dispatch_gives_the_references_tokens),
     };

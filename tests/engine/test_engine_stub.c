@@ -96,12 +96,12 @@ static void test_engine_stub_chunks_and_decode_rows_give_the_oracle(void **unuse
     bench_destroy(bench);
 }
 
-/* Would be broken: a resumed request (its earlier tokens part of the prompt) goes on with other
- * tokens. */
+/* Would be broken: a resumed request goes on with other tokens, or with KV that prefill made of
+ * what decode had generated, and nobody notices. */
 static void test_engine_stub_resumed_sequence_continues_at_its_index(void **unused)
 {
     bench_t *bench = bench_new();
-    uint32_t tokens[10] = { 500 }, blocks[] = { 0 };
+    uint32_t tokens[11] = { 500 }, blocks[] = { 0 };
     sampling_t sampling;
     memset(&sampling, 0, sizeof sampling);
     sampling.seed = 5;
@@ -110,8 +110,19 @@ static void test_engine_stub_resumed_sequence_continues_at_its_index(void **unus
     };
     assert_int_equal(engine_stub_class.start(bench->core, 0, &open), ERR_OK);
     engine_stub_class.extend(bench->core, 0, blocks, 1);
-    assert_int_equal(step(bench, (engine_row_t){ 0, 0, 10, 1 }), ERR_OK);
+    assert_int_equal(step(bench, (engine_row_t){ 0, 0, 10, 1 }), ERR_INVALID); /* two kinds */
+    assert_int_equal(step(bench, (engine_row_t){ 0, 0, 6, 0 }), ERR_OK);
+    assert_int_equal(step(bench, (engine_row_t){ 0, 6, 3, 0 }), ERR_OK);
+    assert_int_equal(bench->count, 0);
+    assert_int_equal(step(bench, (engine_row_t){ 0, 9, 1, 1 }), ERR_OK);
     assert_int_equal(bench->results[0].token, expected(5, 4));
+    tokens[10] = expected(5, 4);
+    open_slot(bench, 1, tokens, 11, 5); /* an answer in a chat's next prompt: decode's KV will do */
+    engine_stub_class.extend(bench->core, 1, blocks, 1);
+    assert_int_equal(step(bench, (engine_row_t){ 1, 10, 1, 1 }), ERR_OK);
+    assert_int_equal(step(bench, (engine_row_t){ 1, 0, 10, 0 }), ERR_OK); /* prefill's over it */
+    assert_int_equal(step(bench, (engine_row_t){ 0, 10, 1, 1 }), ERR_ENGINE);
+    assert_int_equal(engine_stub_violations(bench->core), 1);
     bench_destroy(bench);
 }
 
@@ -278,6 +289,9 @@ static void test_timings_give_a_step_its_time(void **unused)
                            "layer_decode,\"rows 1, context 300\",1,300,40,1,1,0\n"
                            "layer_prefill,\"rows 50\",50,50,1000,1,1,0\n"));
     assert_int_equal(engine_stub_class.open(&bench.core, &options, &why), ERR_OK);
+    static const uint32_t tokens[199];
+    open_slot(&bench, 0, tokens, 199, 1);
+    open_slot(&bench, 1, tokens, 50, 1);
     const engine_row_t rows[] = { { .slot = 0, .first = 199, .count = 1 },
                                   { .slot = 1, .first = 0, .count = 50 } };
     assert_int_equal(engine_stub_class.step_us(bench.core, rows, 1), 10 * 30);

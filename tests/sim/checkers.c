@@ -31,6 +31,7 @@ static void note_submit(cluster_t *self, const msg_t *m)
         sim_fail(self->sim, "I8", "an ingress goes back from attempt %u to %u",
                  self->submitted[at].attempt, m->header.attempt);
     self->submitted[at].attempt = m->header.attempt;
+    if (m->submit.generated > 0) self->resumed++;
 }
 
 /* What a client gave up is not worked on for long.  Only where no fault delays the cancel. */

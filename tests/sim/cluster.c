@@ -263,7 +263,8 @@ static void conclude(cluster_t *self, cluster_result_t *result)
                                   .cancelled = journal_tally(journal, CLIENT_CANCELLED),
                                   .rejected = journal_tally(journal, CLIENT_REJECTED),
                                   .cut = journal_tally(journal, CLIENT_CUT),
-                                  .replayed = self->replayed };
+                                  .replayed = self->replayed,
+                                  .resumed = self->resumed };
     for (uint32_t i = 0; i < journal->count; i++) result->attempts += journal->clients[i].attempts;
     for (uint32_t i = 0; i < sim_count(self->sim); i++)
         result->stale +=

@@ -15,7 +15,7 @@ typedef struct {
 typedef struct {
     uint64_t hash, events;
     uint32_t clients, finished, failed, cancelled, rejected, cut, attempts;
-    uint64_t stale, replayed;
+    uint64_t stale, replayed, resumed;
     bool is_failed;
     char failure[512];
 } cluster_result_t;
@@ -45,6 +45,7 @@ typedef struct {
     health_t health[SIM_NODES_MAX];
     uint64_t heal_us;
     uint64_t replayed;
+    uint64_t resumed; /* attempts that began with tokens of an earlier one */
     struct {
         request_id_t request;
         uint32_t attempt;

@@ -95,13 +95,13 @@ static err_t submit(fake_t *self, actor_t *world, held_t *held)
     memcpy(self->tokens, client->prompt, client->prompt_count * sizeof(uint32_t));
     memcpy(self->tokens + client->prompt_count, self->answers[held - self->held],
            client->answer_count * sizeof(uint32_t));
-    uint32_t keys =
-        key_maker_prompt(self->keys, self->model_key, self->tokens, count, self->key_bytes);
+    uint32_t keys = key_maker_prompt(self->keys, self->model_key, self->tokens,
+                                     client->prompt_count, self->key_bytes);
     msg_t m;
     msg_init(&m, MSG_submit);
     m.header = (header_t){ .request = held->request, .attempt = held->attempt };
     m.submit.ingress = actor_self(world).index;
-    m.submit.prompt_count = count;
+    m.submit.prompt_count = client->prompt_count;
     m.submit.generated = client->answer_count;
     m.submit.max_tokens = client->max_tokens;
     m.submit.deadline_us = client->deadline_us - actor_now_us(world);

@@ -39,11 +39,11 @@ static void print(const cluster_result_t *result)
 {
     printf("%llu events, %u clients: %u finished, %u failed, %u cancelled, %u rejected, %u cut; %u "
            "attempts, "
-           "%llu stale, %llu replayed, hash %016llx\n",
+           "%llu stale, %llu replayed, %llu resumed, hash %016llx\n",
            (unsigned long long)result->events, result->clients, result->finished, result->failed,
            result->cancelled, result->rejected, result->cut, result->attempts,
            (unsigned long long)result->stale, (unsigned long long)result->replayed,
-           (unsigned long long)result->hash);
+           (unsigned long long)result->resumed, (unsigned long long)result->hash);
 }
 
 /* Would be broken: without any fault a request fails, or something is held at rest. */
@@ -79,11 +79,13 @@ static void test_cluster_seeds_with_faults_keep_invariants_and_repeat(void **unu
         sum.attempts += first.attempts;
         sum.stale += first.stale;
         sum.replayed += first.replayed;
+        sum.resumed += first.resumed;
     }
     print(&sum);
     assert_true(sum.finished > sum.clients / 2);
     assert_true(sum.stale > 0);
     assert_true(sum.replayed > 0);
+    assert_true(sum.resumed > sum.clients / 20); /* else I3 is hardly tried */
 }
 
 int main(int argc, char **argv)
