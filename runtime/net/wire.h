@@ -3,11 +3,13 @@
  *
  * Nobody writes into another's region.  A reader may get bytes that the owner reuses at this
  * moment: it compares checksums.  All calls may block; they are made by a helper thread of the pool
- * port, except open and close of the own region, which happen at start and end.
+ * port, except those about the own region: open and close happen at start and end, keep looks at a
+ * name.
  */
 #ifndef RUNTIME_NET_WIRE_H
 #define RUNTIME_NET_WIRE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +29,9 @@ typedef struct {
      * much memory. ERR_IO: the directory cannot be written. */
     err_t (*region_open)(void **region, const wire_name_t *name, size_t size, void **base);
     void (*region_close)(void **region);
+    /* Others find the region by a name, which somebody may have deleted: put it back; *was_gone
+     * says whether that was so.  ERR_IO: it cannot be found any more. */
+    err_t (*region_keep)(void *region, bool *was_gone);
     /* Ready to read a peer's region.  ERR_LOST: there is none of this life. */
     err_t (*reader_open)(void **reader, const wire_name_t *name);
     void (*reader_close)(void **reader);

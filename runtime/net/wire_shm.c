@@ -97,15 +97,31 @@ static void region_close(void **region)
     *region = NULL;
 }
 
+static int make_link(const region_t *self, const char *path)
+{
+    char target[64];
+    (void)snprintf(target, sizeof target, "/proc/%d/fd/%d", (int)getpid(), self->descriptor);
+    return symlink(target, path);
+}
+
 static err_t publish(region_t *self, const wire_name_t *name)
 {
-    char target[64], path[PATH_BYTES];
-    (void)snprintf(target, sizeof target, "/proc/%d/fd/%d", (int)getpid(), self->descriptor);
+    char path[PATH_BYTES];
     if (!print_path(name, path)) return ERR_IO;
     remove_stale(name);
-    if (symlink(target, path)) return ERR_IO;
+    if (make_link(self, path)) return ERR_IO;
     memcpy(self->path, path, sizeof path);
     return ERR_OK;
+}
+
+/* The name bears our life's epoch, so what exists under it is ours.  A look waits for nobody;
+ * making a link may wait for whoever changes the directory. */
+static err_t region_keep(void *region, bool *was_gone)
+{
+    const region_t *self = region;
+    struct stat found;
+    *was_gone = lstat(self->path, &found) != 0;
+    return *was_gone && make_link(self, self->path) ? ERR_IO : ERR_OK;
 }
 
 static err_t region_open(void **region, const wire_name_t *name, size_t size, void **base)
@@ -187,6 +203,7 @@ static err_t read_bytes(void *reader, uint64_t offset, void *target, size_t size
 const wire_t wire_shm = { .name = "shm",
                           .region_open = region_open,
                           .region_close = region_close,
+                          .region_keep = region_keep,
                           .reader_open = reader_open,
                           .reader_close = reader_close,
                           .read = read_bytes };

@@ -20,7 +20,10 @@
 #include "../net/wire.h"
 #include "ports.h"
 
-enum { READERS_MAX = 16 }; /* peers' regions kept open; the least recently used goes first */
+enum {
+    READERS_MAX = 16, /* peers' regions kept open; the least recently used goes first */
+    KEEP_US = 50000,  /* how often our region's name is looked after */
+};
 
 typedef struct {
     uint64_t job;
@@ -50,7 +53,7 @@ typedef struct {
     sem_t work;
     bool has_thread;
     int descriptor; /* eventfd: jobs are done */
-    struct event *event;
+    struct event *event, *keep;
     atomic_bool is_closing;
     _Atomic uint32_t submitted, done;
     uint32_t delivered;
@@ -169,6 +172,24 @@ static void on_done(evutil_socket_t descriptor, short what, void *arg)
     }
 }
 
+/* Without its name nobody can pull from us, and every request would fail while health says that all
+ * are up: the name comes back before the attempts of a request are used up, or this life ends. */
+static void on_keep(evutil_socket_t descriptor, short what, void *arg)
+{
+    actor_t *world = arg;
+    const pool_t *self = world->ports[PORT_POOL].state;
+    bool was_gone = false;
+    err_t error = self->wire->region_keep(self->region, &was_gone);
+    if (error) {
+        actor_log(world, LOG_ERROR, "POOL-NAME", "the pool's name in %s is gone for good",
+                  self->directory);
+        world_fail(world, error);
+    } else if (was_gone) {
+        actor_log(world, LOG_WARN, "POOL-NAME",
+                  "somebody deleted the pool's name in %s; it is back", self->directory);
+    }
+}
+
 static void close_port(actor_t *world)
 {
     pool_t *self = world->ports[PORT_POOL].state;
@@ -181,6 +202,7 @@ static void close_port(actor_t *world)
     for (int i = 0; i < READERS_MAX; i++) self->wire->reader_close(&self->readers[i].reader);
     self->wire->region_close(&self->region);
     if (self->event) event_free(self->event);
+    if (self->keep) event_free(self->keep);
     if (self->descriptor >= 0) (void)close(self->descriptor);
     (void)sem_destroy(&self->work);
     free(self);
@@ -206,12 +228,19 @@ static err_t open_region(actor_t *world, pool_t *self, uint32_t blocks)
     return error;
 }
 
-static err_t open_helper(actor_t *world, pool_t *self)
+static err_t open_events(actor_t *world, pool_t *self)
 {
+    const struct timeval keep = { 0, KEEP_US };
     self->descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (self->descriptor < 0) return ERR_IO;
     self->event = event_new(world->base, self->descriptor, EV_READ | EV_PERSIST, on_done, world);
+    self->keep = event_new(world->base, -1, EV_PERSIST, on_keep, world);
     if (!self->event || event_add(self->event, NULL)) return ERR_IO;
+    return self->keep && !event_add(self->keep, &keep) ? ERR_OK : ERR_IO;
+}
+
+static err_t open_helper(pool_t *self)
+{
     if (pthread_create(&self->thread, NULL, run_helper, self)) return ERR_IO;
     self->has_thread = true;
     return ERR_OK;
@@ -229,7 +258,8 @@ err_t actor_pool_open(actor_t *world, uint32_t blocks)
     world->ports[PORT_POOL].state = self;
     world->ports[PORT_POOL].hooks.close = close_port;
     err_t error = open_region(world, self, blocks);
-    return error ? error : open_helper(world, self);
+    if (!error) error = open_events(world, self);
+    return error ? error : open_helper(self);
 }
 
 world_pool_t world_pool(const actor_t *world)

@@ -451,3 +451,15 @@ def test_lost_decode_workers_streams_of_the_real_model_go_on_bit_by_bit():
             assert lost.tokens == whole.tokens, f"{len(differing)} tokens differ, first {differing[0]}: {lost.tokens[differing[0]]}, " \
                                                 f"undisturbed {whole.tokens[differing[0]]}"
             assert lost.text == whole.text
+
+
+# ---- files lost under a running company --------------------------------------------------------------------
+
+
+def test_pools_deleted_while_it_runs_requests_finish_unchanged(stub, expected):
+    """Broken: who cleans up the directory ends all transfers of KV, while /health says that all is well."""
+    for seed in range(4):
+        for pool in stub.directory.glob("*.pool"):
+            pool.unlink()
+        assert ask(stub, seed) == expected[seed]
+    wait_until(lambda: len(list(stub.directory.glob("*.pool"))) == 5, 5, "every pool has its name again")

@@ -175,6 +175,56 @@ static void test_pool_pull_from_ended_or_other_life_is_lost(void **state)
     scene_close(&scene);
 }
 
+static void delete_names(const config_t *config)
+{
+    char path[512];
+    uint32_t deleted = 0;
+    DIR *directory = opendir(config->wire.directory);
+    assert_non_null(directory);
+    for (const struct dirent *entry; (entry = readdir(directory));) {
+        if (!strstr(entry->d_name, ".pool")) continue;
+        snprintf(path, sizeof path, "%s/%s", config->wire.directory, entry->d_name);
+        assert_int_equal(unlink(path), 0);
+        deleted++;
+    }
+    closedir(directory);
+    assert_int_equal(deleted, 2);
+}
+
+/* If this failed, somebody who cleans up the directory would end all transfers of a company that
+ * looks healthy. */
+static void test_pool_deleted_name_comes_back(void **state)
+{
+    static scene_t scene;
+    scene_open(&scene);
+    delete_names(scene.config);
+    for (uint32_t pulls = 1, error = ERR_LOST; error == ERR_LOST; pulls++) {
+        assert_true(pulls < 100);
+        assert_int_equal(toy_do(scene.puller, task_pull, &scene.pulls), ERR_OK);
+        assert_true(toy_wait(scene.puller, MSG_pool_done, pulls));
+        error = toy_event(scene.puller, MSG_pool_done, pulls - 1).pool_done.error;
+        usleep(10000);
+    }
+    assert_int_equal(toy_do(scene.puller, task_compare, NULL), 256);
+    scene_close(&scene);
+}
+
+/* If this failed, a worker from which nobody can pull would count as one that works. */
+static void test_pool_name_that_cannot_come_back_ends_its_owner(void **state)
+{
+    static scene_t scene;
+    char away[512];
+    scene_open(&scene);
+    snprintf(away, sizeof away, "%s.away", scene.config->wire.directory);
+    assert_int_equal(rename(scene.config->wire.directory, away), 0);
+    assert_false(toy_wait(scene.owner, MSG_pool_done, 1)); /* it ends instead */
+    assert_int_equal(toy_stop(scene.owner), ERR_IO);
+    assert_false(toy_wait(scene.puller, MSG_pool_done, 1));
+    assert_int_equal(toy_stop(scene.puller), ERR_IO);
+    assert_int_equal(rename(away, scene.config->wire.directory), 0);
+    toy_config_free(scene.config);
+}
+
 /* If this failed, a burst of pulls would overwrite jobs that are still running. */
 static void test_pool_more_jobs_than_allowed_are_refused_the_rest_done(void **state)
 {
@@ -196,6 +246,8 @@ int main(void)
         cmocka_unit_test(test_pool_pull_copies_the_blocks_asked_for),
         cmocka_unit_test(test_pool_pull_of_changed_block_fails_checksum),
         cmocka_unit_test(test_pool_pull_from_ended_or_other_life_is_lost),
+        cmocka_unit_test(test_pool_deleted_name_comes_back),
+        cmocka_unit_test(test_pool_name_that_cannot_come_back_ends_its_owner),
         cmocka_unit_test(test_pool_more_jobs_than_allowed_are_refused_the_rest_done),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
