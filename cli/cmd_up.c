@@ -1,8 +1,9 @@
 /* cli/cmd_up.c - troupe up: the whole company on this machine.
  *
  * This process is the supervisor.  What it was told (file and --set) is written as one file into
- * the company's directory: its children read it, and so do `troupe status`, `chat` and `down`.  A
- * thread watches until the company is ready and then says what to try.
+ * the company's directory, where `troupe status`, `chat` and `down` read it.  Its children read it
+ * through our descriptor: they can be restarted though somebody has deleted the file.  A thread
+ * watches until the company is ready and then says what to try.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -65,19 +66,20 @@ static bool make_paths_absolute(config_t *config)
            make_absolute("wire.keys", config->wire.keys, sizeof config->wire.keys);
 }
 
-/* Mode 0600: the file may hold API keys. */
-static bool write_configuration(const config_loaded_t *loaded, const char *path)
+/* Mode 0600: the file may hold API keys.  Its descriptor; -1: standard error has said why. */
+static int write_configuration(const config_loaded_t *loaded, const char *path)
 {
     size_t size = config_show(loaded, NULL, 0);
     char *text = malloc(size + 1);
-    if (!text) return false;
+    if (!text) return -1;
     config_show(loaded, text, size + 1);
     int descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     bool is_written = descriptor >= 0 && write(descriptor, text, size) == (ssize_t)size;
     if (!is_written) complain("%s: %s", path, strerror(errno));
-    if (descriptor >= 0) close(descriptor);
     free(text);
-    return is_written;
+    if (is_written) return descriptor;
+    if (descriptor >= 0) close(descriptor);
+    return -1;
 }
 
 /* On a terminal the log would bury what a newcomer should read: it goes to a file beside the
@@ -181,19 +183,21 @@ static bool await_others(const config_t *config)
 /* ---- the command ---- */
 
 /* Prints what went wrong, once; the log has the details. */
-static int supervise(const config_loaded_t *loaded, const char *configuration, bool is_one_process)
+static int supervise(const config_loaded_t *loaded, int configuration, bool is_one_process)
 {
-    char program[4096];
+    char program[4096], configuration_file[64];
     ssize_t size = readlink("/proc/self/exe", program, sizeof program - 1);
     if (size < 0) return EXIT_FAILED;
     program[size] = 0;
+    snprintf(configuration_file, sizeof configuration_file, "/proc/%d/fd/%d", (int)getpid(),
+             configuration);
     world_why_t why = { "" };
     watch_t watched = { .config = &loaded->config };
     world_options_t world = {
         .class = actor_classes[ROLE_supervisor],
         .config = &loaded->config,
         .program = program,
-        .config_file = configuration,
+        .config_file = configuration_file,
         .is_one_process = is_one_process,
         .why = &why,
     };
@@ -230,9 +234,11 @@ static int start_here(config_loaded_t *loaded, const char *configuration, bool i
     int claimed = claim(&loaded->config), code = EXIT_CONFIGURATION;
     if (claimed < 0) return EXIT_FAILED;
     choose_log(loaded, configuration);
-    if (open_log(&loaded->config) && write_configuration(loaded, configuration)) {
-        code = supervise(loaded, configuration, is_one_process);
+    int written = open_log(&loaded->config) ? write_configuration(loaded, configuration) : -1;
+    if (written >= 0) {
+        code = supervise(loaded, written, is_one_process);
         unlink(configuration);
+        close(written);
     }
     close(claimed);
     return code;

@@ -463,3 +463,14 @@ def test_pools_deleted_while_it_runs_requests_finish_unchanged(stub, expected):
             pool.unlink()
         assert ask(stub, seed) == expected[seed]
     wait_until(lambda: len(list(stub.directory.glob("*.pool"))) == 5, 5, "every pool has its name again")
+
+
+def test_configuration_deleted_while_it_runs_actors_are_still_restarted(stub, expected):
+    """Broken: the next actor that dies cannot read what it is to be, and takes the company with it."""
+    (stub.directory / "company.yaml").unlink()
+    for victim in ("decode_lb.0", "decode_worker.1"):
+        old = pids_of(stub)[victim]
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: pids_of(stub).get(victim, old) != old, 15, f"{victim} is started again")
+    wait_until(lambda: stub.get("/ready")[0] == 200, 10, "ready")
+    assert ask(stub, 1) == expected[1]
