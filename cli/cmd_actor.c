@@ -61,6 +61,7 @@ int cmd_actor(int count, char **arguments)
         .doc = "Run one actor until it is told to stop. The supervisor of `troupe up` starts these."
     };
     actor_arguments_t given = { .role = -1 };
+    world_why_t why = { "" };
     parse_options(&argp, count, arguments, &given);
     const config_loaded_t *loaded = config_open(&given.config, false);
     if (!loaded || !open_log(&loaded->config)) return EXIT_CONFIGURATION;
@@ -71,6 +72,10 @@ int cmd_actor(int count, char **arguments)
         .config = &loaded->config,
         .config_file = given.config.file,
     };
+    if (world_raise_descriptors(&loaded->config, false, &why) != ERR_OK) {
+        complain("%s", why.text);
+        return EXIT_CONFIGURATION;
+    }
     if (!served_model_key(&loaded->config, &world.model_key)) return EXIT_CONFIGURATION;
     err_t error = world_run(&world);
     /* Its supervisor tells the reason, once. */

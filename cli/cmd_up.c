@@ -259,8 +259,13 @@ int cmd_up(int count, char **arguments)
     up_arguments_t given = { .is_one_process = false };
     char configuration[512];
     parse_options(&argp, count, arguments, &given);
+    world_why_t why = { "" };
     config_loaded_t *loaded = config_open(&given.config, false);
     if (!loaded || !make_paths_absolute(&loaded->config)) return EXIT_CONFIGURATION;
+    if (world_raise_descriptors(&loaded->config, given.is_one_process, &why) != ERR_OK) {
+        complain("%s", why.text);
+        return EXIT_CONFIGURATION;
+    }
     if (!company_file(&loaded->config, configuration, sizeof configuration))
         return EXIT_CONFIGURATION;
     if (company_is_running(&loaded->config)) {

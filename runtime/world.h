@@ -30,6 +30,11 @@ typedef struct {
  * not, or (supervisor) restarts did not help; what was wrong has been logged and is in *why. */
 MUST_CHECK err_t world_run(const world_options_t *options);
 
+/* Raise the limit of open files as far as it goes.  ERR_CONFIG: an actor of the company (where all
+ * are threads of one process: all of them together) may need more, and *why says how many. */
+MUST_CHECK err_t world_raise_descriptors(const config_t *config, bool is_one_process,
+                                         world_why_t *why);
+
 /* Every class, in the order of roles.def; NULL where a role is not an actor of ours.  Defined in
  * actors/main.c's table. */
 extern const actor_class_t *const actor_classes[ROLES_MAX];

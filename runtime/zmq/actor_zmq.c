@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -314,13 +315,34 @@ static void end(actor_t *world)
     identity_unlock(world);
 }
 
-/* Debian gives a process 1024 descriptors at first; an ingress holds thousands of connections. */
-static void raise_descriptor_limit(void)
+/* Debian gives a process 1024 descriptors at first; an ingress holds thousands of connections.
+ * Returns how many there may be now. */
+static rlim_t raise_descriptor_limit(void)
 {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit)) return;
+    if (getrlimit(RLIMIT_NOFILE, &limit)) return RLIM_INFINITY;
     limit.rlim_cur = limit.rlim_max;
     (void)setrlimit(RLIMIT_NOFILE, &limit);
+    return limit.rlim_max;
+}
+
+/* Said before the first socket: libzmq ends a process that has no descriptor left. */
+err_t world_raise_descriptors(const config_t *config, bool is_one_process, world_why_t *why)
+{
+    rlim_t allowed = raise_descriptor_limit(), all = 0, most = 0;
+    for (role_t role = 0; role < ROLES_MAX; role++) {
+        if (company_count(config, role) == 0) continue;
+        rlim_t needed = role_descriptors(config, role);
+        all += needed * company_count(config, role);
+        if (needed > most) most = needed;
+    }
+    rlim_t needed = is_one_process ? all : most;
+    if (needed <= allowed) return ERR_OK;
+    (void)snprintf(why->text, sizeof why->text,
+                   "%llu open files are allowed (ulimit -n), but %s may need %llu",
+                   (unsigned long long)allowed, is_one_process ? "the company" : "an actor",
+                   (unsigned long long)needed);
+    return ERR_CONFIG;
 }
 
 err_t world_run(const world_options_t *options)
@@ -329,7 +351,7 @@ err_t world_run(const world_options_t *options)
     actor_t *world = calloc(1, sizeof *world);
     if (!world) return ERR_NO_SPACE;
     (void)signal(SIGPIPE, SIG_IGN);
-    raise_descriptor_limit();
+    (void)raise_descriptor_limit();
     err_t error = start(world, options);
     if (error) {
         world_fail(world, error);

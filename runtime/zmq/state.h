@@ -163,6 +163,8 @@ struct actor {
 
 /* ---- table.c: who is there by configuration ---- */
 const link_t *link_between(role_t a, role_t b);
+/* Descriptors that an actor of this role may need, HTTP connections and clients aside. */
+uint32_t role_descriptors(const config_t *config, role_t role);
 
 /* ---- links.c: sockets ---- */
 MUST_CHECK err_t links_open(actor_t *world);

@@ -23,6 +23,17 @@ const link_t *link_between(role_t a, role_t b)
     return NULL;
 }
 
+/* Measured: about 20 of its own, up to 16 pools of others; four for a peer that it connects to, one
+ * or, while that reconnects, two for one that connects to it. */
+uint32_t role_descriptors(const config_t *config, role_t role)
+{
+    enum { OWN = 48, PER_PEER = 4 };
+    uint32_t peers = 0;
+    for (role_t other = 0; other < ROLES_MAX; other++)
+        if (link_between(role, other)) peers += company_count(config, other);
+    return OWN + PER_PEER * peers;
+}
+
 /* tcp: actors take ports in the order of roles.def. */
 static uint32_t port_of(const config_t *config, address_t who)
 {

@@ -178,6 +178,29 @@ def test_directory_of_somebody_else_is_refused(tmp_path):
     assert code == 78 and "chmod 700" in said, said
 
 
+def test_too_few_descriptors_are_refused_before_anything_starts(tmp_path):
+    """Broken: libzmq ends one actor after the other, and nobody learns why."""
+    def up(limit: int, *arguments: str) -> subprocess.Popen:
+        said = ["--set", f"model.path={TINY}", "--set", f"wire.directory={tmp_path / 'wire'}", "--set", "engine.kind=stub",
+                "--set", f"http.listen=127.0.0.1:{free_port()}", "--set", f"log.file={tmp_path / 'log'}", *arguments]
+        return subprocess.Popen(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", str(TROUPE), "up", *said],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for limit in (20, 45, 60):
+        refused = up(limit)
+        said = refused.communicate(timeout=20)[1]
+        assert refused.returncode == 78 and re.fullmatch(rf"troupe: {limit} open files are allowed .*an actor may need \d+\n", said), said
+    together = up(200, "--one-process")
+    assert "the company may need" in together.communicate(timeout=20)[1] and together.returncode == 78
+    assert names_in(tmp_path / "wire") == []
+    enough = up(int(said.split()[-1]))
+    try:
+        assert "Troupe serves" in "".join(iter(enough.stdout.readline, "Try, in another terminal:\n"))
+        enough.send_signal(signal.SIGINT)
+        assert enough.wait(20) == 0 and "SUPERVISOR-EXIT" not in (tmp_path / "log").read_text()
+    finally:
+        enough.kill()
+
+
 def test_of_several_ups_at_once_one_serves_as_it_was_told(tmp_path):
     """Broken: one that is refused overwrites the configuration that the actors of the other read, or deletes it."""
     ports = [free_port() for _ in range(4)]
