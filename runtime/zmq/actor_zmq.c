@@ -182,8 +182,11 @@ static void run_loop(actor_t *world)
 
 /* ---- start and end ---- */
 
+/* What the signal does now it does again when the loop is closed: asked once more in the last
+ * moments, we must not leave files behind. */
 static err_t add_signal(actor_t *world, int which, int number)
 {
+    (void)signal(number, SIG_IGN);
     world->stop_events[which] =
         event_new(world->base, number, EV_SIGNAL | EV_PERSIST, on_stop_signal, world);
     return world->stop_events[which] && !event_add(world->stop_events[which], NULL) ? ERR_OK

@@ -305,6 +305,18 @@ def test_terminal_that_closes_stops_the_company_in_order():
         restart(running, [])
 
 
+def test_signals_until_the_very_end_leave_nothing_behind():
+    """Broken: who presses Ctrl-C once more while it ends finds a configuration of a company that does not run."""
+    with company(STUB) as running:
+        for last in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            running.process.send_signal(signal.SIGTERM)
+            while running.process.poll() is None:
+                running.process.send_signal(last)
+                time.sleep(0.0001)
+            assert running.process.returncode == 0 and names_in(running.directory) == []
+            restart(running, [])
+
+
 def test_all_killed_the_next_start_is_clean():
     """Broken: after a crash somebody has to remove files by hand."""
     with company({}) as running:
