@@ -57,10 +57,8 @@ int cmd_down(int count, char **arguments)
     parse_options(&argp, count, arguments, &given);
     const config_loaded_t *loaded = config_open(&given.config, true);
     if (!loaded) return EXIT_CONFIGURATION;
-    if (!send_stop(&loaded->config, given.drain_seconds)) {
-        complain("no company answers; `troupe up` starts one");
-        return EXIT_UNREACHABLE;
-    }
+    if (!send_stop(&loaded->config, given.drain_seconds))
+        return company_unreachable(&loaded->config);
     uint64_t patience_us = (given.drain_seconds + END_SECONDS) * 1000000ull, start_us = now_us();
     while (company_is_running(&loaded->config) && now_us() - start_us < patience_us) {
         progress_show("stopping", now_us() - start_us, patience_us);

@@ -148,8 +148,7 @@ static int show(const status_arguments_t *given, const config_t *config, client_
         cJSON *status = company_status(director, 3000);
         if (!status) {
             cJSON_Delete(before);
-            complain("no company answers; `troupe up` starts one");
-            return EXIT_UNREACHABLE;
+            return company_unreachable(config);
         }
         if (given->is_watch && is_terminal(stdout)) fputs("\033[H\033[2J", stdout);
         char *json = given->is_json ? cJSON_PrintUnformatted(status) : NULL;

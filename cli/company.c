@@ -20,7 +20,8 @@ bool company_file(const config_t *config, char *path, size_t cap)
     return (size_t)snprintf(path, cap, "%s/company.yaml", directory) < cap;
 }
 
-bool company_is_running(const config_t *config)
+/* Whether the supervisor's lock is held, and the process id that its holder wrote into it. */
+static bool find_supervisor(const config_t *config, char *pid, size_t cap)
 {
     char directory[256], path[320];
     if (world_directory(config, directory, sizeof directory) != ERR_OK) return false;
@@ -28,8 +29,28 @@ bool company_is_running(const config_t *config)
     int descriptor = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (descriptor < 0) return false;
     bool is_locked = flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    ssize_t size = read(descriptor, pid, cap - 1);
+    pid[size > 0 ? size : 0] = 0;
     close(descriptor);
     return is_locked;
+}
+
+bool company_is_running(const config_t *config)
+{
+    char pid[16];
+    return find_supervisor(config, pid, sizeof pid);
+}
+
+int company_unreachable(const config_t *config)
+{
+    char pid[16];
+    if (!find_supervisor(config, pid, sizeof pid))
+        complain("no company answers; `troupe up` starts one");
+    else
+        complain("the company runs, but its director does not answer; `kill %s`, to its "
+                 "supervisor, stops it in order",
+                 pid);
+    return EXIT_UNREACHABLE;
 }
 
 cJSON *company_status(client_t *director, int timeout_ms)

@@ -12,6 +12,9 @@ bool company_file(const config_t *config, char *path, size_t cap);
 /* Whether a supervisor holds the lock in the configuration's directory. */
 bool company_is_running(const config_t *config);
 
+/* Say that the director does not answer, and whether a company runs; returns the exit code. */
+int company_unreachable(const config_t *config);
+
 /* Ask the director.  NULL: no answer within timeout_ms.  The caller deletes the object. */
 cJSON *company_status(client_t *director, int timeout_ms);
 

@@ -295,6 +295,19 @@ def test_down_drains_for_as_long_as_it_was_told():
         restart(running, [])
 
 
+def test_director_that_hangs_is_said_with_the_way_out():
+    """Broken: an operator is told that nothing runs, starts another company, and cannot stop the first."""
+    with company(STUB) as running:
+        os.kill(pids_of(running)["director.0"], signal.SIGSTOP)
+        for command in ("status", "down"):
+            done = subprocess.run([str(TROUPE), command, "--config", str(running.config)], capture_output=True, timeout=30, check=False)
+            assert done.returncode == 69 and b"its director does not answer" in done.stderr, done
+        assert ask(running, 1)[0] == 200
+        os.kill(int(re.search(rb"`kill (\d+)`", done.stderr)[1]), signal.SIGTERM)
+        assert running.process.wait(30) == 0 and names_in(running.directory) == []
+        restart(running, [])
+
+
 def test_terminal_that_closes_stops_the_company_in_order():
     """Broken: a laptop's closed window leaves sockets, pools and a configuration behind, and cuts streams."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which children inherit
