@@ -59,16 +59,17 @@ static int refuse(const char *name)
     return EXIT_USAGE;
 }
 
-/* What a command prints may reach its file only now; that it did not is a failure of the command.
- */
-static int finish(int code)
+/* What was printed may reach its file only now; that it did not is a failure of the command. Called
+ * by exit, for argp ends the program itself when it has printed help. */
+static void finish(int code, void *unused)
 {
+    (void)unused;
     errno = 0;
     bool is_written = fflush(stdout) == 0 && !ferror(stdout);
-    if (code != EXIT_OK || is_written || is_reader_gone()) return code;
+    if (code != EXIT_OK || is_written || is_reader_gone()) return;
     complain("standard output cannot be written%s%s", errno ? ": " : "",
              errno ? strerror(errno) : "");
-    return EXIT_FAILED;
+    _exit(EXIT_FAILED);
 }
 
 static int run(const command_t *command, int count, char **arguments)
@@ -76,7 +77,7 @@ static int run(const command_t *command, int count, char **arguments)
     char name[64];
     snprintf(name, sizeof name, "troupe %s", command->name);
     arguments[0] = name;
-    return finish(command->run(count, arguments));
+    return command->run(count, arguments);
 }
 
 /* `troupe help NAME` is `troupe NAME --help`. */
@@ -84,7 +85,7 @@ static int help(int count, char **arguments)
 {
     if (count < 3) {
         print_help(stdout);
-        return finish(EXIT_OK);
+        return EXIT_OK;
     }
     const command_t *command = find(arguments[2]);
     if (command) return run(command, 2, (char *[]){ NULL, (char[]){ "--help" }, NULL });
@@ -103,6 +104,7 @@ static void hold_closed_streams(void)
 int main(int count, char **arguments)
 {
     hold_closed_streams();
+    (void)on_exit(finish, NULL);
     if (count < 2) {
         print_help(stderr);
         return EXIT_USAGE;

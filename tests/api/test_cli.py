@@ -164,7 +164,7 @@ def test_company_is_shown_talked_to_and_not_started_twice():
 
 @pytest.mark.parametrize("arguments", [
     ["version"], ["help"], ["config", "show"], ["completion", "bash"], ["tokenize", "--tokenizer", str(TINY)],
-    ["run", "--model", str(TINY), "--ids", "1", "-n", "1", "--json"]])
+    ["run", "--model", str(TINY), "--ids", "1", "-n", "1", "--json"], ["up", "--help"], ["help", "status"]])
 def test_output_that_is_lost_is_a_failure(arguments):
     """Broken: a script goes on with an empty file because the disk was full."""
     for redirection in (">/dev/full", ">&-"):
