@@ -49,6 +49,7 @@ typedef struct {
 } child_t;
 
 typedef struct {
+    child_t own; /* the supervisor's process, of which the director is told as of the others */
     child_t *children;
     uint32_t child_count;
     bool is_stopping, is_stage_killed, is_hopeless;
@@ -96,8 +97,9 @@ static void tell(child_t *child, actor_t *world)
 /* Only while the director is up; it hears all anew when it comes up. */
 static bool tell_all(supervisor_t *self, actor_t *world)
 {
-    bool is_complete = true;
     if (actor_peer_epoch(world, (address_t){ ROLE_director, 0 }) == 0) return true;
+    if (!self->own.is_told) tell(&self->own, world);
+    bool is_complete = self->own.is_told;
     for (uint32_t i = 0; i < self->child_count; i++) {
         child_t *child = &self->children[i];
         if (!child->is_told) tell(child, world);
@@ -309,6 +311,7 @@ static void on_stop(void *state, actor_t *world, const msg_t *m)
 static void on_peer_up(void *state, actor_t *world, const msg_t *m)
 {
     supervisor_t *self = state;
+    self->own.is_told = false;
     for (uint32_t i = 0; i < self->child_count; i++) self->children[i].is_told = false;
     go_on(self, world);
 }
@@ -327,6 +330,9 @@ static err_t init(void *state, actor_t *world)
     supervisor_t *self = state;
     const config_t *config = actor_config(world);
     uint32_t size = company_size(config);
+    self->own = (child_t){ .who = { ROLE_supervisor, 0 },
+                           .is_running = true,
+                           .pid = actor_process_self(world) };
     self->children = actor_alloc(world, size, sizeof *self->children);
     for (size_t i = 0; i < sizeof start_order / sizeof start_order[0]; i++) {
         for (uint32_t index = 0; index < company_count(config, start_order[i]); index++) {

@@ -77,7 +77,7 @@ static void print_ratio(double used, double all)
     printf("  %11s", both);
 }
 
-/* The supervisor tells of its children only, and one that does not run has none. */
+/* What does not run has none, nor has anybody of whom the supervisor has not told yet. */
 static void print_pid(double pid)
 {
     if (pid > 0)

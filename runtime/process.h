@@ -12,6 +12,9 @@ MUST_CHECK err_t actor_process_open(actor_t *world);
  * MSG_process_exited.  *pid is set on success. */
 MUST_CHECK err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_t *pid);
 
+/* The process id of the supervisor itself. */
+uint32_t actor_process_self(const actor_t *world);
+
 /* Ask it to stop (SIGTERM), or make it (SIGKILL).  Pid 0 is the supervisor itself, which then ends
  * with ERR_INTERNAL: what it watched cannot be helped by restarts.  A pid that
  * is gone: nothing happens. */

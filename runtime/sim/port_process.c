@@ -30,6 +30,11 @@ err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_
     return ERR_OK;
 }
 
+uint32_t actor_process_self(const actor_t *world)
+{
+    return FIRST_PID + world->number;
+}
+
 void actor_process_stop(actor_t *world, uint32_t pid, bool is_forced)
 {
     sim_t *self = world->sim;

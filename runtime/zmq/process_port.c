@@ -241,6 +241,11 @@ err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_
     return error;
 }
 
+uint32_t actor_process_self(const actor_t *world)
+{
+    return (uint32_t)getpid();
+}
+
 void actor_process_stop(actor_t *world, uint32_t pid, bool is_forced)
 {
     processes_t *self = world->ports[PORT_PROCESS].state;

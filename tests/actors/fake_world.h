@@ -12,7 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FAKE_SENT_MAX = 256, FAKE_STARTS_MAX = 4096, FAKE_ALLOCATIONS_MAX = 1024 };
+enum {
+    FAKE_SENT_MAX = 256,
+    FAKE_STARTS_MAX = 4096,
+    FAKE_ALLOCATIONS_MAX = 1024,
+    FAKE_OWN_PID = 4000
+};
 
 typedef struct {
     address_t to;
@@ -129,6 +134,11 @@ err_t actor_process_start(actor_t *world, address_t who, uint64_t epoch, uint32_
     world->processes[world->process_count++] =
         (fake_process_t){ .who = who, .epoch = epoch, .at_us = world->now_us, .pid = *pid };
     return ERR_OK;
+}
+
+uint32_t actor_process_self(const actor_t *world)
+{
+    return FAKE_OWN_PID;
 }
 
 void actor_process_stop(actor_t *world, uint32_t pid, bool is_forced)

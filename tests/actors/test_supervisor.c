@@ -281,21 +281,25 @@ static void test_supervisor_tells_the_director_all_and_again_when_it_is_new(void
     fake_run(world, 1000000);
     world->send_answer = ERR_OK;
     fake_run(world, 200000);
-    assert_int_equal(world->sent_count, CHILDREN);
+    assert_int_equal(world->sent_count, 1 + CHILDREN);
+    const msg_process_state_t *told = &world->sent[0].message.process_state;
+    assert_int_equal(told->role, ROLE_supervisor);
+    assert_int_equal(told->is_running, 1);
+    assert_int_equal(told->pid, FAKE_OWN_PID);
     end_life(world, ROLE_ingress, 0, "signal 9");
-    assert_int_equal(world->sent_count, CHILDREN + 1);
-    const msg_process_state_t *told = &world->sent[CHILDREN].message.process_state;
-    assert_int_equal(world->sent[CHILDREN].to.role, ROLE_director);
+    assert_int_equal(world->sent_count, CHILDREN + 2);
+    told = &world->sent[CHILDREN + 1].message.process_state;
+    assert_int_equal(world->sent[CHILDREN + 1].to.role, ROLE_director);
     assert_int_equal(told->role, ROLE_ingress);
     assert_int_equal(told->is_running, 0);
     assert_int_equal(told->pid, 0);
     assert_string_equal(told->last_exit, "signal 9");
     fake_run(world, 1000000);
-    told = &world->sent[CHILDREN + 1].message.process_state;
+    told = &world->sent[CHILDREN + 2].message.process_state;
     assert_int_equal(told->is_running, 1);
     assert_int_equal(told->restarts, 1);
     fake_tell(world, (address_t){ ROLE_supervisor, 0 }, &m);
-    assert_int_equal(world->sent_count, 2 * CHILDREN + 2);
+    assert_int_equal(world->sent_count, 2 * CHILDREN + 4);
     fake_destroy(world);
 }
 

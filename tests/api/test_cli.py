@@ -147,10 +147,10 @@ def test_company_is_shown_talked_to_and_not_started_twice():
 
         def are_all_up():  # ready means that tokens flow; the director hears of everybody a moment later
             status = json.loads(out(troupe("status", "--json", *where)))
-            return len(status["actors"]) == 11 and all(actor["is_up"] for actor in status["actors"])
+            return len(status["actors"]) == 11 and all(actor["is_up"] and actor.get("pid") for actor in status["actors"])
         wait_until(are_all_up, 10, "troupe status shows every actor up")
         table = out(troupe("status", *where))
-        assert re.search(r"^supervisor\.0 +up +[\d.]+ \w+ +\d+ +- ", table, re.M), "it tells of its children's processes only"
+        assert re.search(rf"^supervisor\.0 +up +[\d.]+ \w+ +\d+ +{running.process.pid} ", table, re.M), table
         assert "decode_worker.1" in table and "KV BLOCKS" in table and "\033" not in table
         answer = troupe("chat", "What is 946 - 23?", "--hide-thinking", *where)
         assert answer.returncode == 0 and "923" in out(answer)
