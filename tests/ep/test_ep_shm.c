@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -373,6 +375,28 @@ static void test_ep_other_layout_is_refused_while_ranks_live_and_replaced_after(
     ep_group_destroy(&second);
 }
 
+/* If this failed, a rank would be ended by a signal when the file system is full. */
+static void test_ep_memory_is_there_or_refused_from_the_start(void **state)
+{
+    ep_options_t options = options_of(0, 2, DTYPE_F32);
+    struct rlimit before, low = { .rlim_cur = 4096 };
+    struct stat status;
+    unlink(region_path);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    low.rlim_max = before.rlim_max;
+    (void)signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &low), 0); /* as a full disk would refuse it */
+    ep_group_t *group = ep_group_new(&options);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    (void)signal(SIGXFSZ, SIG_DFL);
+    assert_null(group);
+    group = ep_group_new(&options);
+    assert_non_null(group);
+    assert_int_equal(stat(region_path, &status), 0);
+    assert_in_range((uint64_t)status.st_blocks * 512, (uint64_t)status.st_size, UINT64_MAX);
+    ep_group_destroy(&group);
+}
+
 /* ---- rings ---- */
 
 /* If this failed, an idle rank would sleep through a step, or through the news for its own engine.
@@ -412,6 +436,7 @@ int main(void)
         cmocka_unit_test(test_ep_rank_that_leaves_ends_the_step),
         cmocka_unit_test(test_ep_slot_in_use_is_refused),
         cmocka_unit_test(test_ep_other_layout_is_refused_while_ranks_live_and_replaced_after),
+        cmocka_unit_test(test_ep_memory_is_there_or_refused_from_the_start),
         cmocka_unit_test(test_ep_idle_rank_hears_rings_and_its_own_word),
     };
     return cmocka_run_group_tests(tests, make_path, remove_path);

@@ -380,6 +380,35 @@ static void test_links_only_who_connects_sends_heartbeats_of_zmtp(void **state)
     toy_config_free(config);
 }
 
+static int task_stop(toy_t *toy, actor_t *world, void *arg)
+{
+    msg_t m;
+    msg_init(&m, MSG_stop);
+    m.stop.drain_ms = *(uint32_t *)arg;
+    return (int)actor_send(world, ingress, &m);
+}
+
+/* If this failed, `troupe down --drain` would not count for actors that its signal reached first.
+ */
+static void test_links_stop_says_how_long_to_drain_after_a_signal_too(void **state)
+{
+    config_t *config = toy_config();
+    toy_t *director = toy_start(config, (address_t){ ROLE_director, 0 }, 1);
+    toy_t *busy = toy_start_as(config, ingress, (toy_options_t){ .epoch = 2, .is_busy = true });
+    assert_true(toy_wait(director, MSG_peer_up, 1));
+    uint64_t one = 1, began_ms = toy_now_ms();
+    assert_int_equal(write(busy->options.stop_descriptor, &one, sizeof one), sizeof one);
+    assert_true(toy_wait(busy, MSG_stop, 1));
+    uint32_t drain_ms = 300;
+    assert_int_equal(toy_do(director, task_stop, &drain_ms), ERR_OK);
+    assert_false(toy_wait(busy, MSG_stop, 3)); /* it ends instead */
+    uint64_t took_ms = toy_now_ms() - began_ms;
+    assert_in_range(took_ms, drain_ms, 5000); /* a signal's own drain is 10 s */
+    assert_int_equal(toy_stop(busy), ERR_OK);
+    assert_int_equal(toy_stop(director), ERR_OK);
+    toy_config_free(config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -393,6 +422,7 @@ int main(void)
         cmocka_unit_test(test_links_odd_routing_ids_are_clients_or_refused),
         cmocka_unit_test(test_links_routing_ids_longer_than_any_are_refused),
         cmocka_unit_test(test_links_only_who_connects_sends_heartbeats_of_zmtp),
+        cmocka_unit_test(test_links_stop_says_how_long_to_drain_after_a_signal_too),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -225,6 +225,43 @@ static void test_pool_name_that_cannot_come_back_ends_its_owner(void **state)
     toy_config_free(scene.config);
 }
 
+/* Descriptors of this process, in which owner and puller both live, that lead to pools. */
+static uint32_t count_open_pools(void)
+{
+    uint32_t count = 0;
+    char target[256];
+    DIR *directory = opendir("/proc/self/fd");
+    assert_non_null(directory);
+    for (const struct dirent *entry; (entry = readdir(directory));) {
+        ssize_t size = readlinkat(dirfd(directory), entry->d_name, target, sizeof target - 1);
+        if (size < 0) continue;
+        target[size] = 0;
+        count += strstr(target, "memfd:troupe-pool") != NULL;
+    }
+    closedir(directory);
+    return count;
+}
+
+/* If this failed, a worker that is restarted again and again would fill the memory of its peers'
+ * machine with the pools of its dead lives. */
+static void test_pool_of_a_dead_life_is_let_go(void **state)
+{
+    static scene_t scene;
+    scene_open(&scene);
+    for (uint32_t life = 0; life < 4; life++) {
+        scene.pulls.pull.peer_epoch = 5 + life;
+        assert_int_equal(toy_do(scene.puller, task_pull, &scene.pulls), ERR_OK);
+        assert_true(toy_wait(scene.puller, MSG_pool_done, 1 + life));
+        assert_int_equal(toy_event(scene.puller, MSG_pool_done, life).pool_done.error, ERR_OK);
+        assert_int_equal(count_open_pools(), 2 + 1); /* each one's own, and what is pulled from */
+        assert_int_equal(toy_stop(scene.owner), ERR_OK);
+        scene.owner = toy_start_with(scene.config, prefill, 6 + life, open_pool);
+        assert_true(toy_wait(scene.puller, MSG_peer_up, 2 + life));
+        assert_int_equal(toy_do(scene.owner, task_fill, scene.all), 0);
+    }
+    scene_close(&scene);
+}
+
 /* If this failed, a burst of pulls would overwrite jobs that are still running. */
 static void test_pool_more_jobs_than_allowed_are_refused_the_rest_done(void **state)
 {
@@ -246,6 +283,7 @@ int main(void)
         cmocka_unit_test(test_pool_pull_copies_the_blocks_asked_for),
         cmocka_unit_test(test_pool_pull_of_changed_block_fails_checksum),
         cmocka_unit_test(test_pool_pull_from_ended_or_other_life_is_lost),
+        cmocka_unit_test(test_pool_of_a_dead_life_is_let_go),
         cmocka_unit_test(test_pool_deleted_name_comes_back),
         cmocka_unit_test(test_pool_name_that_cannot_come_back_ends_its_owner),
         cmocka_unit_test(test_pool_more_jobs_than_allowed_are_refused_the_rest_done),

@@ -3,12 +3,22 @@
 #include "toy.h"
 
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "runtime/process.h"
 
 static const address_t supervisor = { ROLE_supervisor, 0 }, director = { ROLE_director, 0 },
                        kv_store = { ROLE_kv_store, 0 };
+
+/* Stands before libc's: the first call of a child, where a signal may already reach it. */
+static int signal_after_fork;
+
+int setpgid(pid_t pid, pid_t group)
+{
+    if (signal_after_fork) (void)kill(getpid(), signal_after_fork);
+    return (int)syscall(SYS_setpgid, pid, group);
+}
 
 /* The director of these tests answers nothing; it is only there. */
 static const actor_class_t quiet_class = { .name = "director",
@@ -122,6 +132,62 @@ static void test_processes_threads_are_started_stopped_and_mourned(void **state)
     start_stop_and_fail(true);
 }
 
+static void hear(int number)
+{
+}
+
+/* If this failed, what is to stop a child would go to its parent's handlers, which share a pipe
+ * with those of the child: the company would stop, or the child would never hear of it. */
+static void test_processes_signal_before_exec_is_the_childs_own(void **state)
+{
+    static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
+        config_t *config = toy_config();
+        toy_t *toy = start_supervisor(config, false);
+        order_t order = { .who = director, .epoch = 10 };
+        void (*before)(int) = signal(signals[i], hear);
+        signal_after_fork = signals[i];
+        assert_int_equal(toy_do(toy, task_start, &order), ERR_OK);
+        char expected[64];
+        snprintf(expected, sizeof expected, "signal %d", signals[i]);
+        assert_memory_equal(exit_of(toy, 0).how, expected, strlen(expected));
+        signal_after_fork = 0;
+        (void)signal(signals[i], before);
+        assert_int_equal(toy_stop(toy), ERR_OK);
+        toy_config_free(config);
+    }
+}
+
+static bool is_hangup_ignored(uint32_t pid)
+{
+    char path[64], line[256];
+    unsigned long long ignored = 0;
+    snprintf(path, sizeof path, "/proc/%u/status", pid);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file))
+        if (sscanf(line, "SigIgn: %llx", &ignored) == 1) break;
+    fclose(file);
+    return ignored >> (SIGHUP - 1) & 1;
+}
+
+/* If this failed, a company under nohup would end with its terminal after all. */
+static void test_processes_hangup_that_is_ignored_stays_so(void **state)
+{
+    config_t *config = toy_config();
+    toy_t *toy = start_supervisor(config, false);
+    order_t order = { .who = director, .epoch = 10 };
+    void (*before)(int) = signal(SIGHUP, SIG_IGN);
+    assert_int_equal(toy_do(toy, task_start, &order), ERR_OK);
+    assert_true(toy_wait(toy, MSG_peer_up, 1));
+    assert_true(is_hangup_ignored(order.pid));
+    assert_int_equal(toy_do(toy, task_stop, &order), 0);
+    assert_string_equal(exit_of(toy, 0).how, "exit status 0");
+    (void)signal(SIGHUP, before);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
 /* If this failed, a supervisor that was killed would leave a company behind that nobody watches. */
 static void test_processes_supervisor_ends_children_end_too(void **state)
 {
@@ -227,6 +293,8 @@ int main(int count, char **arguments)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_processes_children_are_started_stopped_and_mourned),
         cmocka_unit_test(test_processes_threads_are_started_stopped_and_mourned),
+        cmocka_unit_test(test_processes_signal_before_exec_is_the_childs_own),
+        cmocka_unit_test(test_processes_hangup_that_is_ignored_stays_so),
         cmocka_unit_test(test_processes_supervisor_ends_children_end_too),
         cmocka_unit_test(test_processes_missing_program_exit_is_told),
         cmocka_unit_test(test_processes_supervisor_gives_up_world_ends_with_its_reason),

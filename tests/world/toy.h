@@ -155,8 +155,14 @@ typedef struct {
     err_t (*setup)(actor_t *world); /* inside init; may be NULL */
     const char *program, *config_file;
     bool is_one_process;
+    bool is_busy;     /* has always work left */
     world_why_t *why; /* may be NULL */
 } toy_options_t;
+
+static inline bool toy_never_idle(const void *self)
+{
+    return false;
+}
 
 static inline toy_t *toy_start_as(const config_t *config, address_t who, toy_options_t options)
 {
@@ -169,6 +175,7 @@ static inline toy_t *toy_start_as(const config_t *config, address_t who, toy_opt
     toy->config = config;
     toy->setup = options.setup;
     toy_class(&toy->class, who.role);
+    if (options.is_busy) toy->class.is_idle = toy_never_idle;
     toy->options = (world_options_t){ .class = &toy->class,
                                       .index = who.index,
                                       .epoch = options.epoch,
