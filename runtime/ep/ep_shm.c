@@ -111,7 +111,7 @@ ep_group_t *ep_group_new(const ep_options_t *options)
     ep_group_t *self = calloc(1, sizeof *self);
     if (!self) return NULL;
     self->options = *options;
-    self->options.path = NULL;
+    self->options.path = options->path ? strdup(options->path) : NULL;
     self->region.file = -1;
     self->experts_here = options->experts / options->ranks;
     self->work_max = ep_work_max(options);
@@ -132,20 +132,38 @@ void ep_group_destroy(ep_group_t **self)
     *self = NULL;
     if (!closing) return;
     region_close(&closing->region);
+    free((char *)(uintptr_t)closing->options.path);
     free(closing->memory);
     free(closing);
 }
 
 /* ---- meeting ---- */
 
+static bool is_alone(const ep_group_t *self)
+{
+    return !region_is_current(&self->region, self->options.path);
+}
+
+/* Where it cannot, which has been logged, the others are waited for here, in vain. */
+static void follow_others(ep_group_t *self)
+{
+    region_t theirs;
+    size_t bytes = self->region.bytes - (size_t)(self->region.data - self->region.base);
+    if (region_open(&theirs, &self->options, bytes)) return;
+    region_close(&self->region);
+    self->region = theirs;
+    carve_shared(self, self->region.data);
+}
+
 err_t ep_group_join(ep_group_t *self)
 {
+    if (is_alone(self)) follow_others(self);
     return region_join(&self->region);
 }
 
 bool ep_group_is_joined(const ep_group_t *self)
 {
-    return region_is_joined(&self->region);
+    return region_is_joined(&self->region) && !is_alone(self);
 }
 
 void ep_group_break(ep_group_t *self)
@@ -160,7 +178,7 @@ void ep_group_ring(ep_group_t *self)
 
 bool ep_group_is_rung(const ep_group_t *self)
 {
-    return region_is_rung(&self->region);
+    return region_is_rung(&self->region) || is_alone(self);
 }
 
 static bool has_changed(const uint32_t *word, uint32_t seen)

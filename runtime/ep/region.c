@@ -204,6 +204,13 @@ void region_close(region_t *self)
     *self = (region_t){ .file = -1 };
 }
 
+bool region_is_current(const region_t *self, const char *path)
+{
+    struct stat ours, named;
+    if (self->file < 0 || fstat(self->file, &ours) || stat(path, &named)) return true;
+    return ours.st_ino == named.st_ino && ours.st_dev == named.st_dev;
+}
+
 /* ---- sleeping and waking ---- */
 
 uint32_t region_bell(const region_t *self)

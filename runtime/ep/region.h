@@ -50,6 +50,10 @@ typedef struct {
 MUST_CHECK err_t region_open(region_t *self, const ep_options_t *options, size_t data_bytes);
 void region_close(region_t *self);
 
+/* False: the file was deleted, and a rank that was started since has made it anew under its path.
+ */
+bool region_is_current(const region_t *self, const char *path);
+
 /* As in group.h. */
 MUST_CHECK err_t region_join(region_t *self);
 bool region_is_joined(const region_t *self);

@@ -310,6 +310,44 @@ static void test_ep_killed_rank_ends_the_step_and_its_successor_joins(void **sta
     ep_group_destroy(&group);
 }
 
+static void join_then_die(ep_group_t *group, queue_t *q, const ep_options_t *options)
+{
+    demand((ep_group_join(group)) == ERR_OK);
+    kill(getpid(), SIGKILL);
+}
+
+/* If this failed, deleting the file would leave a rank that is started anew waiting for others who
+ * wait for it. */
+static void test_ep_deleted_file_ranks_meet_in_the_new_one(void **state)
+{
+    static layer_input_t in;
+    uint32_t all;
+    ep_options_t options = options_of(0, 2, DTYPE_F32);
+    options.wait_ms = 300;
+    ep_group_t *group = ep_group_new(&options);
+    queue_t *q = queue_new_cpu(1 << 20, 1);
+    assert_true(group && q);
+    pid_t child = fork_rank(join_then_die, 1, 2, DTYPE_F32);
+    while (ep_group_join(group)) continue;
+    wait_child(child, true);
+    assert_int_equal(unlink(region_path), 0);
+    assert_true(ep_group_is_joined(group) && !ep_group_is_rung(group));
+    child = fork_rank(join_and_step, 1, 2, DTYPE_F32);
+    for (int tries = 0; ep_group_is_joined(group); tries++) {
+        assert_true(tries < 5000);
+        usleep(1000);
+    }
+    assert_true(ep_group_is_rung(group));
+    while (ep_group_join(group)) continue;
+    make_input(&in, 0, 1);
+    assert_int_equal(run_layer(group, q, &options, &in), ERR_OK);
+    check_against_one(q, &in, 0, 1, DTYPE_F32);
+    assert_int_equal(ep_group_agree(group, 0, &all), ERR_OK);
+    wait_child(child, false);
+    queue_destroy(&q);
+    ep_group_destroy(&group);
+}
+
 static void send_nonsense(ep_group_t *group, queue_t *q, const ep_options_t *options)
 {
     static layer_input_t in;
@@ -432,6 +470,7 @@ int main(void)
         cmocka_unit_test(test_ep_fp8_rows_give_the_bits_of_one),
         cmocka_unit_test(test_ep_fp8_rows_stay_near_the_exact_ones),
         cmocka_unit_test(test_ep_killed_rank_ends_the_step_and_its_successor_joins),
+        cmocka_unit_test(test_ep_deleted_file_ranks_meet_in_the_new_one),
         cmocka_unit_test(test_ep_nonsense_from_a_rank_is_refused),
         cmocka_unit_test(test_ep_rank_that_leaves_ends_the_step),
         cmocka_unit_test(test_ep_slot_in_use_is_refused),
