@@ -36,6 +36,8 @@ typedef struct {
     member_t *members;
     uint32_t member_count, slot_count;
     uint64_t born_us;
+    bool owes_stop; /* a client's, to the supervisor */
+    uint32_t stop_drain_ms;
     char *json;
 } director_t;
 
@@ -120,6 +122,50 @@ static void on_process_state(void *state, actor_t *world, const msg_t *m)
     memcpy(member->last_exit, process->last_exit, sizeof process->last_exit);
 }
 
+/* ---- stopping ---- */
+
+/* The supervisor stops its children by a signal, which cannot say how long to drain. */
+static void tell_drain(actor_t *world, const msg_t *stop)
+{
+    uint32_t ingresses = company_count(actor_config(world), ROLE_ingress);
+    for (uint32_t i = 0; i < ingresses; i++) {
+        err_t lost = actor_send(world, (address_t){ ROLE_ingress, i }, stop);
+        (void)lost; /* it drains as after a signal */
+    }
+}
+
+/* In its first moments a company may serve before the supervisor's link is up: the stop waits for
+ * it. */
+static void pass_stop(director_t *self, actor_t *world)
+{
+    msg_t stop;
+    msg_init(&stop, MSG_stop);
+    stop.stop.drain_ms = self->stop_drain_ms;
+    err_t error = actor_send(world, (address_t){ ROLE_supervisor, 0 }, &stop);
+    self->owes_stop = error != ERR_OK;
+    if (error == ERR_OK) {
+        actor_log(world, LOG_INFO, "DIRECTOR-STOP", "a client stops the company, drain %u ms",
+                  self->stop_drain_ms);
+        tell_drain(world, &stop);
+        return;
+    }
+    actor_log(world, LOG_ERROR, "DIRECTOR-STOP",
+              "a client stops the company, which waits for supervisor.0: %s",
+              error_descs[error].doc);
+}
+
+/* The world stops this actor itself when the supervisor or a signal says so; a client stops the
+ * company. */
+static void on_stop(void *state, actor_t *world, const msg_t *m)
+{
+    director_t *self = state;
+    if (m->header.from.role != ROLE_client) return;
+    self->stop_drain_ms = m->stop.drain_ms;
+    pass_stop(self, world);
+}
+
+/* ---- who is up ---- */
+
 static void on_peer_up(void *state, actor_t *world, const msg_t *m)
 {
     director_t *self = state;
@@ -129,6 +175,7 @@ static void on_peer_up(void *state, actor_t *world, const msg_t *m)
     member->life = m->peer_up.peer_epoch;
     actor_log(world, LOG_INFO, "DIRECTOR-UP", "%s, life %llu", address_text(member->who).text,
               (unsigned long long)member->life);
+    if (member->who.role == ROLE_supervisor && self->owes_stop) pass_stop(self, world);
 }
 
 static void on_peer_down(void *state, actor_t *world, const msg_t *m)
@@ -218,32 +265,6 @@ static void on_status_request(void *state, actor_t *world, const msg_t *m)
     if (error == ERR_OK) return;
     actor_log(world, LOG_WARN, "DIRECTOR-STATUS", "%s asked and cannot be answered: %s",
               address_text(m->header.from).text, error_descs[error].doc);
-}
-
-/* The supervisor stops its children by a signal, which cannot say how long to drain. */
-static void tell_drain(actor_t *world, const msg_t *stop)
-{
-    uint32_t ingresses = company_count(actor_config(world), ROLE_ingress);
-    for (uint32_t i = 0; i < ingresses; i++) {
-        err_t lost = actor_send(world, (address_t){ ROLE_ingress, i }, stop);
-        (void)lost; /* it drains as after a signal */
-    }
-}
-
-/* The world stops this actor itself when the supervisor or a signal says so; a client stops the
- * company. */
-static void on_stop(void *state, actor_t *world, const msg_t *m)
-{
-    if (m->header.from.role != ROLE_client) return;
-    err_t error = actor_send(world, (address_t){ ROLE_supervisor, 0 }, m);
-    if (error == ERR_OK) {
-        actor_log(world, LOG_INFO, "DIRECTOR-STOP", "a client stops the company, drain %u ms",
-                  m->stop.drain_ms);
-        tell_drain(world, m);
-        return;
-    }
-    actor_log(world, LOG_ERROR, "DIRECTOR-STOP", "a client stops the company, but supervisor.0: %s",
-              error_descs[error].doc);
 }
 
 static void check(const void *state)

@@ -189,6 +189,17 @@ static void test_director_only_a_clients_stop_goes_to_the_supervisor(void **stat
     world->send_answer = ERR_LOST;
     fake_tell(world, client, &m);
     assert_non_null(strstr(world->log, "error director.0 DIRECTOR-STOP"));
+    /* `troupe down` may come before the supervisor's link is up. */
+    world->send_answer = ERR_OK;
+    uint32_t sent = world->sent_count;
+    msg_init(&m, MSG_peer_up);
+    m.peer_up.role = ROLE_supervisor;
+    for (int times = 0; times < 2; times++) {
+        fake_tell(world, (address_t){ ROLE_director, 0 }, &m);
+        assert_int_equal(world->sent_count, sent + 2);
+    }
+    assert_int_equal(world->sent[sent].to.role, ROLE_supervisor);
+    assert_int_equal(world->sent[sent].message.stop.drain_ms, 1234);
     fake_destroy(world);
 }
 
