@@ -1,13 +1,10 @@
-/* runtime/model/tokenizer.c - HF tokenizer.json, byte-level BPE: text to ids and back. */
+/* runtime/model/tokenizer.c - HF tokenizer.json, byte-level BPE: its life, and ids to text. */
 #include "tokenizer.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "../invariant.h"
 #include "tokenizer_parts.h"
@@ -16,9 +13,6 @@
 /* The largest published tokenizer.json has 20 MB; the limit only keeps a hostile one from eating
  * the machine. */
 enum { JSON_BYTES_MAX = 256 << 20, RESERVED_AT_FIRST = 4096 };
-
-/* After a text longer than this the scratch that it touched is given back. */
-enum { RESTING_BYTES = 256 << 10 };
 
 static_assert((3 + TOKEN_BYTES_MAX) * UTF8_REPLACEMENT_BYTES <= DETOKENIZER_EMIT_MAX,
               "any push fits");
@@ -90,6 +84,7 @@ void tokenizer_destroy(tokenizer_t **self)
     merges_fini(&dead->merges);
     splitter_fini(&dead->splitter);
     bpe_fini(&dead->bpe);
+    bpe_fini(&dead->long_bpe);
     free(dead->cache);
     free(dead->repaired);
     free(dead);
@@ -105,6 +100,12 @@ bool tokenizer_reserve(tokenizer_t *self, size_t text_bytes)
     self->repaired = malloc(repaired);
     self->repaired_cap = self->repaired ? repaired : 0;
     return self->repaired != NULL;
+}
+
+bool tokenizer_reserve_steps(tokenizer_t *self, size_t text_bytes)
+{
+    invariant(self->long_owner == NULL);
+    return bpe_reserve(&self->long_bpe, text_bytes) == ERR_OK;
 }
 
 uint32_t tokenizer_token_bytes_max(const tokenizer_t *self)
@@ -127,114 +128,6 @@ uint32_t tokenizer_id(const tokenizer_t *self, const char *content, size_t size)
         if (id != NO_TOKEN && self->vocab.tokens[id].size == size) return id;
     }
     return vocab_find(&self->vocab, content, size);
-}
-
-/* ---- text to ids ---- */
-
-typedef struct {
-    tokenizer_t *self;
-    uint32_t *ids;
-    size_t cap, count; /* count goes on past cap: the caller learns what it would have needed */
-} output_t;
-
-static void emit(output_t *out, const uint32_t *ids, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        if (out->count < out->cap) out->ids[out->count] = ids[i];
-        out->count++;
-    }
-}
-
-static uint32_t merge_word(output_t *out, const char *word, size_t size)
-{
-    tokenizer_t *self = out->self;
-    uint32_t count = bpe_run(&self->bpe, &self->merges, (const uint8_t *)word, (uint32_t)size);
-    emit(out, self->bpe.ids, count);
-    return count;
-}
-
-/* A word that is not in the cache.  Most are tokens themselves; that merging leads there is tried
- * once each. */
-static uint32_t encode_rare(output_t *out, const char *word, size_t size)
-{
-    tokenizer_t *self = out->self;
-    uint32_t id = vocab_find(&self->vocab, word, size);
-    if (id == NO_TOKEN || !self->vocab.tokens[id].is_whole) {
-        uint32_t count = merge_word(out, word, size);
-        if (id != NO_TOKEN) self->vocab.tokens[id].is_whole = count == 1 && self->bpe.ids[0] == id;
-        return count;
-    }
-    emit(out, &id, 1);
-    self->bpe.ids[0] = id;
-    return 1;
-}
-
-static void encode_word(void *context, const char *word, size_t size)
-{
-    output_t *out = context;
-    if (size > CACHE_WORD_MAX) {
-        merge_word(out, word, size);
-        return;
-    }
-    cached_t *cached = &out->self->cache[XXH3_64bits(word, size) % CACHE_SLOTS];
-    if (cached->size == size && memcmp(cached->word, word, size) == 0) {
-        emit(out, cached->ids, cached->count);
-        return;
-    }
-    uint32_t count = encode_rare(out, word, size);
-    if (count > CACHE_IDS_MAX) return;
-    cached->size = (uint8_t)size;
-    cached->count = (uint8_t)count;
-    memcpy(cached->word, word, size);
-    memcpy(cached->ids, out->self->bpe.ids, count * sizeof *cached->ids);
-}
-
-static void encode_plain(output_t *out, const char *text, size_t size)
-{
-    splitter_run(&out->self->splitter, text, size, encode_word, out);
-}
-
-/* Added tokens of one kind become their ids; what lies between goes to the next kind, and then to
- * the words. */
-static void encode_added(output_t *out, int kind, const char *text, size_t size)
-{
-    if (kind == 2) {
-        encode_plain(out, text, size);
-        return;
-    }
-    const vocab_t *vocab = &out->self->vocab;
-    size_t done = 0;
-    for (size_t at = 0; at < size;) {
-        uint32_t id = NO_TOKEN;
-        if (vocab->added[kind].is_first[(uint8_t)text[at]])
-            id = vocab_match_added(vocab, kind, text + at, size - at);
-        if (id == NO_TOKEN) {
-            at++;
-            continue;
-        }
-        encode_added(out, kind + 1, text + done, at - done);
-        emit(out, &id, 1);
-        at += vocab->tokens[id].size;
-        done = at;
-    }
-    encode_added(out, kind + 1, text + done, size - done);
-}
-
-size_t tokenizer_encode(tokenizer_t *self, const char *text, size_t size, bool allow_special,
-                        uint32_t *ids, size_t cap)
-{
-    invariant(tokenizer_reserve(self, size));
-    if (utf8_valid_size((const uint8_t *)text, size) < size) {
-        size = utf8_repair((const uint8_t *)text, size, self->repaired, self->repaired_cap);
-        text = self->repaired;
-    }
-    output_t out = { .self = self, .ids = ids, .cap = cap };
-    encode_added(&out, allow_special ? 0 : 2, text, size);
-    if (size > RESTING_BYTES) {
-        bpe_rest(&self->bpe);
-        memory_rest(self->repaired, self->repaired_cap);
-    }
-    return out.count;
 }
 
 /* ---- ids to text ---- */

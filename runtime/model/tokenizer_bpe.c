@@ -142,21 +142,44 @@ static void merge_at(bpe_t *self, const merges_t *merges, uint32_t position, uin
     push_pair(self, merges, position);
 }
 
-uint32_t bpe_run(bpe_t *self, const merges_t *merges, const uint8_t *word, uint32_t size)
+/* The next byte becomes a symbol, and a pair with the one before it. */
+static void fill(bpe_t *self, const merges_t *merges)
+{
+    uint32_t at = self->filled++;
+    self->ids[at] = merges->byte_ids[self->word[at]];
+    self->previous[at] = at == 0 ? none : at - 1;
+    self->next[at] = none;
+    if (at == 0) return;
+    self->next[at - 1] = at;
+    push_pair(self, merges, at - 1);
+}
+
+void bpe_begin(bpe_t *self, const uint8_t *word, uint32_t size)
 {
     invariant(size > 0 && size <= self->bytes_max);
-    for (uint32_t i = 0; i < size; i++) {
-        self->ids[i] = merges->byte_ids[word[i]];
-        self->previous[i] = i == 0 ? none : i - 1;
-        self->next[i] = i + 1 == size ? none : i + 1;
-    }
-    self->heap_count = 0;
-    for (uint32_t i = 0; i < size; i++) push_pair(self, merges, i);
-    while (self->heap_count > 0) {
+    self->word = word;
+    self->size = size;
+    self->filled = self->heap_count = self->gathered = self->count = 0;
+}
+
+bool bpe_step(bpe_t *self, const merges_t *merges, size_t *work)
+{
+    for (; self->filled<self->size && * work> 0; --*work) fill(self, merges);
+    for (; self->heap_count > 0 && *work > 0; --*work) {
         uint64_t top = heap_pop(self);
         merge_at(self, merges, (uint32_t)top, (uint32_t)(top >> 32));
     }
-    uint32_t count = 0;
-    for (uint32_t i = 0; i != none; i = self->next[i]) self->ids[count++] = self->ids[i];
-    return count;
+    for (; self->gathered != none && *work > 0; --*work) {
+        self->ids[self->count++] = self->ids[self->gathered];
+        self->gathered = self->next[self->gathered];
+    }
+    return self->gathered == none;
+}
+
+uint32_t bpe_run(bpe_t *self, const merges_t *merges, const uint8_t *word, uint32_t size)
+{
+    size_t work = SIZE_MAX;
+    bpe_begin(self, word, size);
+    invariant(bpe_step(self, merges, &work));
+    return self->count;
 }

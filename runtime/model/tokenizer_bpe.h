@@ -23,6 +23,9 @@ typedef struct {
     uint64_t *heap; /* rank << 32 | position: lowest rank first, then leftmost */
     uint32_t heap_count;
     uint32_t bytes_max; /* longest word that fits */
+    const uint8_t *word;
+    uint32_t size, filled;    /* of the word; how much of it is in the list */
+    uint32_t gathered, count; /* the symbol that is next, and how many are at their place */
 } bpe_t;
 
 /* Room for merge_count merges.  ERR_NO_SPACE. */
@@ -42,5 +45,11 @@ void memory_rest(void *memory, size_t bytes);
 /* Merge a word of at most bytes_max bytes: O(n log n).  Returns the count of ids; they lie at
  * self->ids. */
 uint32_t bpe_run(bpe_t *self, const merges_t *merges, const uint8_t *word, uint32_t size);
+
+/* The same in steps.  The word stays where it is until the end. */
+void bpe_begin(bpe_t *self, const uint8_t *word, uint32_t size);
+/* *work falls by one for each symbol and each pair that is looked at.  False: *work is 0, go on
+ * later.  True: self->count ids lie at self->ids. */
+MUST_CHECK bool bpe_step(bpe_t *self, const merges_t *merges, size_t *work);
 
 #endif

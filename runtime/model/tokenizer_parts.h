@@ -1,5 +1,4 @@
-/* runtime/model/tokenizer_parts.h - what a tokenizer is made of; for tokenizer.c and
- * tokenizer_load.c only. */
+/* runtime/model/tokenizer_parts.h - what a tokenizer is made of; for tokenizer*.c only. */
 #ifndef RUNTIME_MODEL_TOKENIZER_PARTS_H
 #define RUNTIME_MODEL_TOKENIZER_PARTS_H
 
@@ -24,7 +23,9 @@ struct tokenizer {
     vocab_t vocab;
     merges_t merges;
     splitter_t splitter;
-    bpe_t bpe;
+    bpe_t bpe;              /* words that are merged at once */
+    bpe_t long_bpe;         /* one that is not */
+    const void *long_owner; /* the encoding whose word it is; NULL: none */
     cached_t *cache;
     char *repaired; /* the text when it was not UTF-8 */
     size_t repaired_cap;

@@ -176,7 +176,7 @@ err_t splitter_add(splitter_t *self, const char *pattern, error_text_t *why)
 {
     size_t size = strlen(pattern);
     static const uint32_t options = /* multiline: ^ and $ match at line ends, as in Oniguruma */
-        PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_MULTILINE;
+        PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_MULTILINE | PCRE2_USE_OFFSET_LIMIT;
     pattern_t translated = { .size = 0 };
     if (self->stage_count == SPLIT_STAGES_MAX || size > SPLIT_PATTERN_MAX) {
         tokenizer_refuse(why,
@@ -208,24 +208,7 @@ err_t splitter_add(splitter_t *self, const char *pattern, error_text_t *why)
     return ERR_OK;
 }
 
-typedef struct {
-    splitter_t *splitter;
-    split_word_fn *word;
-    void *context;
-} run_t;
-
-/* Find the next match in [from, size).  False: none, or the pattern ran into its limit; then the
- * rest is one piece. */
-static bool find(splitter_t *self, const stage_t *stage, const char *text, size_t size, size_t from)
-{
-    PCRE2_SPTR subject = (PCRE2_SPTR)text;
-    int found = stage->is_compiled
-                    ? pcre2_jit_match(stage->code, subject, size, from, PCRE2_NO_UTF_CHECK,
-                                      stage->match, self->context)
-                    : pcre2_match(stage->code, subject, size, from, PCRE2_NO_UTF_CHECK,
-                                  stage->match, self->context);
-    return found >= 0;
-}
+/* ---- cutting ---- */
 
 static size_t next_character(const char *text, size_t size, size_t at)
 {
@@ -234,30 +217,83 @@ static size_t next_character(const char *text, size_t size, size_t at)
     return at;
 }
 
-static void cut(const run_t *run, uint32_t depth, const char *text, size_t size)
+/* Find the next match that begins in a window from level->from on, and move level->from behind
+ * what was looked through.  Where the pattern runs into its limit the rest is one piece. */
+static split_step_t find(splitter_t *self, const stage_t *stage, split_level_t *level)
 {
-    if (depth == run->splitter->stage_count) {
-        run->word(run->context, text, size);
-        return;
+    PCRE2_SPTR subject = (PCRE2_SPTR)level->text;
+    size_t from = level->from, left = level->size - from;
+    size_t last = left > SPLIT_SEARCH_BYTES ? from + SPLIT_SEARCH_BYTES : level->size;
+    pcre2_set_offset_limit(self->context, last);
+    int found = stage->is_compiled
+                    ? pcre2_jit_match(stage->code, subject, level->size, from, PCRE2_NO_UTF_CHECK,
+                                      stage->match, self->context)
+                    : pcre2_match(stage->code, subject, level->size, from, PCRE2_NO_UTF_CHECK,
+                                  stage->match, self->context);
+    if (found == PCRE2_ERROR_NOMATCH && last < level->size) {
+        level->from = next_character(level->text, level->size, last);
+        return SPLIT_PAUSE;
     }
-    const stage_t *stage = &run->splitter->stages[depth];
-    const PCRE2_SIZE *found = pcre2_get_ovector_pointer(stage->match);
-    size_t done = 0, from = 0;
-    while (from < size && find(run->splitter, stage, text, size, from)) {
-        size_t begin = found[0],
-               end = found[1]; /* copied: a deeper stage has its own, but be safe from \K */
-        if (begin > end || begin < done) break;
-        if (begin > done) cut(run, depth + 1, text + done, begin - done);
-        if (end > begin) cut(run, depth + 1, text + begin, end - begin);
-        done = end;
-        from = end > begin ? end : next_character(text, size, end);
-    }
-    if (done < size) cut(run, depth + 1, text + done, size - done);
+    const PCRE2_SIZE *place = pcre2_get_ovector_pointer(stage->match);
+    level->from = level->size;
+    if (found < 0 || place[0] > place[1] || place[0] < level->done) return SPLIT_END; /* \K */
+    level->begin = place[0];
+    level->end = place[1];
+    level->is_found = level->end > level->begin;
+    level->from =
+        level->is_found ? level->end : next_character(level->text, level->size, level->end);
+    return SPLIT_WORD;
 }
 
-void splitter_run(splitter_t *self, const char *text, size_t size, split_word_fn *word,
-                  void *context)
+/* Give on what lies before `end`. */
+static bool take(split_level_t *level, size_t end, const char **piece, size_t *size)
 {
-    if (size == 0) return;
-    cut(&(run_t){ self, word, context }, 0, text, size);
+    *piece = level->text + level->done;
+    *size = end - level->done;
+    level->done = end;
+    return *size > 0;
+}
+
+static split_step_t next_piece(splitter_t *self, const stage_t *stage, split_level_t *level,
+                               const char **piece, size_t *size)
+{
+    for (;;) {
+        if (level->is_found) {
+            if (take(level, level->begin, piece, size)) return SPLIT_WORD;
+            level->is_found = false;
+            if (take(level, level->end, piece, size)) return SPLIT_WORD;
+        }
+        split_step_t step = level->from < level->size ? find(self, stage, level) : SPLIT_END;
+        if (step == SPLIT_PAUSE) return SPLIT_PAUSE;
+        if (step == SPLIT_END)
+            return take(level, level->size, piece, size) ? SPLIT_WORD : SPLIT_END;
+        if (take(level, level->begin, piece, size)) return SPLIT_WORD;
+    }
+}
+
+void split_begin(split_t *split, const char *text, size_t size)
+{
+    split->text = text;
+    split->size = size;
+    split->depth = 0;
+    split->is_begun = false;
+}
+
+split_step_t splitter_next(splitter_t *self, split_t *split, const char **word, size_t *size)
+{
+    bool is_piece = !split->is_begun && split->size > 0;
+    *word = split->text;
+    *size = split->size;
+    split->is_begun = true;
+    for (;;) {
+        if (is_piece && split->depth == self->stage_count) return SPLIT_WORD;
+        if (is_piece)
+            split->levels[split->depth++] = (split_level_t){ .text = *word, .size = *size };
+        if (split->depth == 0) return SPLIT_END;
+        const stage_t *stage = &self->stages[split->depth - 1];
+        split_step_t step = next_piece(self, stage, &split->levels[split->depth - 1], word, size);
+        if (step == SPLIT_PAUSE) return SPLIT_PAUSE;
+        is_piece = step == SPLIT_WORD;
+        if (!is_piece) split->depth--;
+    }
 }

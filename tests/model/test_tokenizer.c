@@ -69,6 +69,30 @@ static size_t text_with_nuls(const char *from, char out[1024])
     return size;
 }
 
+/* With so much work a turn. */
+static size_t encode_in_steps(tokenizer_t *tokenizer, const char *from, size_t size, size_t work,
+                              uint32_t *out, size_t cap)
+{
+    encoding_t encoding;
+    size_t left = work;
+    encoding_begin(&encoding, from, size, true, out, cap);
+    while (!tokenizer_encode_step(tokenizer, &encoding, &left)) {
+        assert_int_equal(left, 0); /* nobody else has the room for long words */
+        left = work;
+    }
+    return encoding.count;
+}
+
+static void check_steps(tokenizer_t *tokenizer, const char *from, size_t size, size_t count)
+{
+    static uint32_t stepped[IDS_MAX];
+    static const size_t works[] = { 1, 2, 3, 7, 20, 64, 1000, 1 << 16 };
+    for (size_t i = 0; i < sizeof works / sizeof *works; i++) {
+        assert_int_equal(encode_in_steps(tokenizer, from, size, works[i], stepped, IDS_MAX), count);
+        assert_memory_equal(stepped, ids, count * sizeof *ids);
+    }
+}
+
 static void check_case(tokenizer_t *tokenizer, const cJSON *item, const char *column)
 {
     char expected[1024];
@@ -79,6 +103,8 @@ static void check_case(tokenizer_t *tokenizer, const cJSON *item, const char *co
     cJSON_ArrayForEach(id, list) assert_int_equal(ids[i++], id->valueint);
     assert_int_equal(tokenizer_decode(tokenizer, ids, count, false, text, sizeof text), size);
     assert_memory_equal(text, expected, size);
+    if (utf8_valid_size((const uint8_t *)expected, size) == size)
+        check_steps(tokenizer, expected, size, count);
 }
 
 static cJSON *golden_cases(void)
@@ -321,14 +347,148 @@ static void test_encode_after_reserve_does_not_allocate(void **state)
     tokenizer_destroy(&tokenizer);
 }
 
+/* ---- in steps ---- */
+
+static size_t golden_text(char *out, size_t cap)
+{
+    cJSON *cases = golden_cases(), *item;
+    size_t used = 0;
+    while (used + 2048 < cap) cJSON_ArrayForEach(item, cases)
+        {
+            const char *one = cJSON_GetObjectItem(item, "text")->valuestring;
+            if (used + strlen(one) + 1 > cap) break;
+            memcpy(out + used, one, strlen(one));
+            used += strlen(one);
+            out[used++] = '\n';
+        }
+    cJSON_Delete(cases);
+    assert_int_equal(utf8_valid_size((const uint8_t *)out, used), used);
+    return used;
+}
+
+/* If it failed, a prompt would have other ids because it is long: all texts of the golden file
+ * behind each other, in many sizes of steps. */
+static void test_encode_in_steps_gives_the_ids_of_at_once(void **state)
+{
+    (void)state;
+    static const char *const kinds[] = { "ab", "xq7", "<", "<｜", " ", "深", "0", "!?", "\n" };
+    enum { WORD_BYTES = 40000 }; /* longer than what is merged at once */
+    static uint32_t stepped[IDS_MAX];
+    tokenizer_t *tokenizer = load(TINY);
+    size_t size = golden_text(text, 60000);
+    size_t count = tokenizer_encode(tokenizer, text, size, true, ids, IDS_MAX);
+    assert_true(count > 10000 && count < IDS_MAX);
+    check_steps(tokenizer, text, size, count);
+    for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++) {
+        size_t unit = strlen(kinds[kind]);
+        for (size = 0; size + unit <= WORD_BYTES; size += unit)
+            memcpy(text + size, kinds[kind], unit);
+        count = tokenizer_encode(tokenizer, text, size, true, ids, IDS_MAX);
+        check_steps(tokenizer, text, size, count);
+        memset(stepped, 0xff, sizeof stepped);
+        assert_int_equal(encode_in_steps(tokenizer, text, size, 1000, stepped, 5), count);
+        assert_memory_equal(stepped, ids, 5 * sizeof *ids);
+        assert_int_equal(stepped[5], UINT32_MAX);
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, what a search for the next word finds would depend on how far it looks at once. */
+static void test_encode_words_far_apart_are_found(void **state)
+{
+    (void)state;
+    static const char far[] = "<｜User｜>12345深度 x";
+    enum { GAP = 3 * SPLIT_SEARCH_BYTES + 5 };
+    static uint32_t begin[GAP], end[64], whole[GAP + 64];
+    tokenizer_t *tokenizer = load(TINY);
+    memset(text, '-', GAP);
+    memcpy(text + GAP, far, sizeof far);
+    size_t first = tokenizer_encode(tokenizer, text, GAP, true, begin, GAP);
+    size_t second = tokenizer_encode(tokenizer, far, sizeof far - 1, true, end, 64);
+    size_t count = tokenizer_encode(tokenizer, text, GAP + sizeof far - 1, true, whole, GAP + 64);
+    assert_int_equal(count, first + second);
+    assert_memory_equal(whole, begin, first * sizeof *begin);
+    assert_memory_equal(whole + first, end, second * sizeof *end);
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, texts that are encoded by turns would spoil each other, or one that is given up
+ * would keep the room for long words for ever. */
+static void test_encode_several_by_turns_share_the_room_for_long_words(void **state)
+{
+    (void)state;
+    enum { TEXTS = 3, SIZE = 30000, WORK = 5000 };
+    static char long_text[TEXTS][SIZE];
+    static uint32_t by_turns[TEXTS][SIZE];
+    encoding_t encodings[TEXTS];
+    tokenizer_t *tokenizer = load(TINY);
+    assert_true(tokenizer_reserve_steps(tokenizer, SIZE));
+    for (int i = 0; i < TEXTS; i++) {
+        for (size_t at = 0; at < SIZE; at++) long_text[i][at] = (char)('a' + random_below(26));
+        memcpy(long_text[i] + 100 * i, " 1 and more ", 12);
+        encoding_begin(&encodings[i], long_text[i], SIZE, true, by_turns[i], SIZE);
+    }
+    bool is_done[TEXTS] = { false };
+    for (int turn = 0; !is_done[1] || !is_done[2]; turn++) {
+        assert_true(turn < 10000);
+        if (turn == 20) tokenizer_encode_drop(tokenizer, &encodings[0]);
+        for (int i = turn < 20 ? 0 : 1; i < TEXTS; i++) {
+            size_t work = WORK;
+            if (!is_done[i]) is_done[i] = tokenizer_encode_step(tokenizer, &encodings[i], &work);
+            assert_true(turn > 20 || !is_done[i]);
+        }
+    }
+    for (int i = 1; i < TEXTS; i++) {
+        size_t count = tokenizer_encode(tokenizer, long_text[i], SIZE, true, ids, IDS_MAX);
+        assert_int_equal(encodings[i].count, count);
+        assert_memory_equal(by_turns[i], ids, count * sizeof *ids);
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
+/* If it failed, texts of a conversation would be cut where its parts meet, or a part that found no
+ * room would be missing unnoticed. */
+static void test_pieces_join_texts_and_say_when_they_are_full(void **state)
+{
+    (void)state;
+    static uint8_t bytes[100];
+    static uint32_t wanted[16];
+    pieces_t pieces;
+    encoding_t encoding;
+    tokenizer_t *tokenizer = load(TINY);
+    size_t count = tokenizer_encode(tokenizer, "something", 9, false, wanted, 16), work = SIZE_MAX;
+    pieces_begin(&pieces, bytes, sizeof bytes);
+    pieces_add_id(&pieces, 7);
+    pieces_add_text(&pieces, "some", 4);
+    pieces_add_text(&pieces, "", 0);
+    pieces_add_text(&pieces, "thing", 5);
+    pieces_add_id(&pieces, 8);
+    assert_false(pieces.is_full);
+    encoding_begin_pieces(&encoding, &pieces, ids, IDS_MAX);
+    assert_true(tokenizer_encode_step(tokenizer, &encoding, &work));
+    assert_int_equal(encoding.count, count + 2);
+    assert_int_equal(ids[0], 7);
+    assert_memory_equal(ids + 1, wanted, count * sizeof *ids);
+    assert_int_equal(ids[count + 1], 8);
+    pieces_add_text(&pieces, (const char *)bytes, sizeof bytes);
+    assert_true(pieces.is_full);
+    pieces_add_id(&pieces, 9);
+    assert_true(pieces.is_full);
+    tokenizer_destroy(&tokenizer);
+}
+
 /* ---- patterns ---- */
 
 enum { WORDS_BYTES = 64 };
 
-static void add_word(void *out, const char *word, size_t size)
+static void cut(splitter_t *splitter, const char *from, char *words)
 {
-    size_t used = strlen(out);
-    snprintf((char *)out + used, WORDS_BYTES - used, "%.*s|", (int)size, word);
+    const char *word;
+    size_t size, used = 0;
+    split_t split;
+    split_begin(&split, from, strlen(from));
+    while (splitter_next(splitter, &split, &word, &size) == SPLIT_WORD)
+        used += (size_t)snprintf(words + used, WORDS_BYTES - used, "%.*s|", (int)size, word);
 }
 
 /* If it failed, a pattern would cut other words than it does for Oniguruma, with which HF runs it:
@@ -355,7 +515,7 @@ static void test_split_patterns_give_the_words_of_hf(void **state)
         char words[WORDS_BYTES] = "";
         assert_int_equal(splitter_init(&splitter), ERR_OK);
         if (splitter_add(&splitter, cases[i][0], &why)) fail_msg("%s: %s", cases[i][0], why.text);
-        splitter_run(&splitter, cases[i][1], strlen(cases[i][1]), add_word, words);
+        cut(&splitter, cases[i][1], words);
         assert_string_equal(words, cases[i][2]);
         splitter_fini(&splitter);
     }
@@ -486,6 +646,10 @@ int main(void)
         cmocka_unit_test(test_encode_random_bytes_round_trip_as_repaired_text),
         cmocka_unit_test(test_encode_special_token_without_permission_stays_text),
         cmocka_unit_test(test_encode_after_reserve_does_not_allocate),
+        cmocka_unit_test(test_encode_in_steps_gives_the_ids_of_at_once),
+        cmocka_unit_test(test_encode_words_far_apart_are_found),
+        cmocka_unit_test(test_encode_several_by_turns_share_the_room_for_long_words),
+        cmocka_unit_test(test_pieces_join_texts_and_say_when_they_are_full),
         cmocka_unit_test(test_split_patterns_give_the_words_of_hf),
         cmocka_unit_test(test_split_patterns_with_two_meanings_are_refused_by_name),
         cmocka_unit_test(test_load_unknown_parts_are_refused_by_name),
