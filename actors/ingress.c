@@ -24,7 +24,6 @@
 enum {
     RETRY_FIRST_US = 50000,
     RETRY_MOST_US = 1000000,
-    FULL_LINK_US = 50000, /* until a client's full link is tried again */
     HOLD_BOUNDS = 5, /* detection bounds for which a broken path is borne: a restart takes less */
 };
 
@@ -50,13 +49,6 @@ bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id)
     return false;
 }
 
-static void set_wake(ingress_t *self, actor_t *world)
-{
-    uint64_t next_us = alarms_next_us(&self->alarms);
-    bool is_print_next = self->in_print != NONE && (next_us == 0 || self->print_at_us < next_us);
-    actor_wake_at(world, is_print_next ? self->print_at_us : next_us);
-}
-
 /* The next moment at which something must happen even if nobody speaks. */
 void request_arm(ingress_t *self, actor_t *world, request_t *request)
 {
@@ -68,7 +60,7 @@ void request_arm(ingress_t *self, actor_t *world, request_t *request)
     if (at_us == 0) at_us = actor_now_us(world) + RETRY_FIRST_US;
     alarms_set(&self->alarms, request_index(self, request),
                at_us < call->deadline_us ? at_us : call->deadline_us);
-    set_wake(self, world);
+    turns_set_wake(self, world);
 }
 
 /* Both balancers pass it on to whoever holds the request; the sender of its tokens hears it at
@@ -112,39 +104,12 @@ static void close_request(ingress_t *self, actor_t *world, request_t *request, o
     count_end(self, world, request, outcome);
 }
 
-/* Everybody who waits for a sign of life would wait for the whole answer. */
-static void print_later(ingress_t *self, actor_t *world, call_t *call)
-{
-    uint32_t *link = &self->in_print;
-    while (*link != NONE) link = &self->calls[*link].next;
-    *link = call_index(self, call);
-    call->next = NONE;
-    self->print_at_us = actor_now_us(world) + (call->is_client ? FULL_LINK_US : 0);
-    set_wake(self, world);
-}
-
-/* In turn, for one client that takes nothing must not keep the others waiting. */
-static void print_next(ingress_t *self, actor_t *world)
-{
-    if (self->in_print == NONE || actor_now_us(world) < self->print_at_us) return;
-    call_t *call = &self->calls[self->in_print];
-    self->in_print = call->next;
-    if (answer_call_end(self, world, call))
-        call_free(self, call);
-    else
-        print_later(self, world, call);
-}
-
 void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome)
 {
     call_t *call = &self->calls[request->call];
     close_request(self, world, request, outcome);
     answer_request_end(self, world, request);
-    if (call->open_count > 0) return;
-    if (answer_call_end(self, world, call))
-        call_free(self, call);
-    else
-        print_later(self, world, call);
+    if (call->open_count == 0) call_end(self, world, call);
 }
 
 static void close_all(ingress_t *self, actor_t *world, call_t *call, outcome_t outcome)
@@ -531,8 +496,8 @@ static void wake(void *state, actor_t *world)
         if (index == UINT32_MAX) break;
         on_alarm(self, world, &self->requests[index]);
     }
-    print_next(self, world);
-    set_wake(self, world);
+    turns_go_on(self, world);
+    turns_set_wake(self, world);
 }
 
 /* ---- peers and clients ---- */

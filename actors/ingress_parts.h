@@ -4,6 +4,7 @@
  *   ingress_routes.c   paths of the HTTP API
  *   ingress_admit.c    from a parsed body to requests, and their submission
  *   ingress_answer.c   what clients get: chunks, whole answers, errors
+ *   ingress_turns.c    what takes more than one turn
  *   ingress_books.c    calls and requests: taking, finding, giving back
  *
  * A call is what one client asked for in one go; a request is one generation of it (n choices,
@@ -178,6 +179,16 @@ void request_cancel(ingress_t *self, actor_t *world, const request_t *request);
 void request_arm(ingress_t *self, actor_t *world, request_t *request);
 bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id);
 bool is_stop_id(const ingress_t *self, const call_t *call, uint32_t id);
+
+/* ---- what takes more than one turn ---- */
+
+/* Tell the end of a call whose requests have all ended, and give it back; now, or in later turns.
+ */
+void call_end(ingress_t *self, actor_t *world, call_t *call);
+/* One part of the next of what waits for its turn. */
+void turns_go_on(ingress_t *self, actor_t *world);
+/* Ask to be woken for the next alarm or turn, whichever comes first. */
+void turns_set_wake(const ingress_t *self, actor_t *world);
 
 /* ---- admission ---- */
 

@@ -115,21 +115,23 @@ static void test_ingress_echo_of_one_token_has_its_record(void **state)
     destroy(world);
 }
 
-/* Two choices that end, each with more log probabilities than one turn prints. */
-static void end_large_answer(actor_t *world)
+/* Choices that end, each with more log probabilities than one turn prints. */
+static uint64_t end_large_answer(actor_t *world, uint32_t choices)
 {
     static char body[32768];
     size_t size = (size_t)snprintf(body, sizeof body,
-                                   "{\"n\":2,\"max_tokens\":1,\"logprobs\":20,\"echo\":true,"
-                                   "\"prompt\":[66");
+                                   "{\"n\":%u,\"max_tokens\":1,\"logprobs\":20,\"echo\":true,"
+                                   "\"prompt\":[66",
+                                   choices);
     enum { TOKENS = 3500 };
     for (uint32_t i = 1; i < TOKENS; i++)
         size += (size_t)snprintf(body + size, sizeof body - size, ",66");
     snprintf(body + size, sizeof body - size, "]}");
-    ask(world, "POST", "/v1/completions", body);
-    const msg_t submits[2] = { world->sent[0].message, world->sent[1].message };
-    for (uint32_t choice = 0; choice < 2; choice++) {
-        world->sent[world->sent_count - 1] = (fake_sent_t){ prefill_lb, submits[choice] };
+    uint32_t first = world->sent_count;
+    uint64_t exchange = ask(world, "POST", "/v1/completions", body);
+    for (uint32_t choice = 0; choice < choices; choice++) {
+        const fake_sent_t submit = world->sent[first + choice];
+        world->sent[world->sent_count++] = submit; /* what is told is about the last one */
         for (uint32_t at = 1; at < TOKENS; at += PROMPT_LOGPROBS_MAX) {
             msg_t m = about(world, MSG_prompt_logprobs);
             m.prompt_logprobs.first_index = at;
@@ -139,13 +141,14 @@ static void end_large_answer(actor_t *world)
         }
         finish(world, FINISH_LENGTH, give_text(world, 0, "x"));
     }
+    return exchange;
 }
 
 static void test_ingress_large_answer_takes_several_turns(void **state)
 {
     /* Peers that hear nothing for the time of one answer would take ingress for dead. */
     actor_t *world = new_ingress(NULL);
-    end_large_answer(world);
+    end_large_answer(world, 2);
     assert_has("{\"index\":0,");
     assert_null(strstr(http.text, "{\"index\":1,"));
     assert_int_equal(http.ends, 0);
@@ -157,6 +160,22 @@ static void test_ingress_large_answer_takes_several_turns(void **state)
     ask(world, "POST", "/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":1}");
     finish(world, FINISH_LENGTH, give_text(world, 0, "x"));
     assert_int_equal(http.ends, 1);
+    destroy(world);
+}
+
+static void test_ingress_large_answers_are_printed_by_turns(void **state)
+{
+    /* One answer of hundreds of choices would keep all others waiting until it is told. */
+    actor_t *world = new_ingress(NULL);
+    writes.count = 0;
+    uint64_t first = end_large_answer(world, 3), second = end_large_answer(world, 3);
+    assert_int_equal(writes.count, 2);
+    fake_run(world, 0);
+    assert_int_equal(writes.count, 6);
+    for (uint32_t i = 0; i < 6; i++)
+        assert_int_equal(writes.exchanges[i], i % 2 == 0 ? first : second);
+    assert_int_equal(http.ends, 1);
+    assert_has("{\"index\":2,");
     destroy(world);
 }
 
@@ -557,7 +576,7 @@ static void test_ingress_that_ends_prints_what_is_complete(void **state)
     /* An error in the middle of a JSON object would be neither answer nor error. */
     actor_t *world = new_ingress(NULL);
     msg_t m;
-    end_large_answer(world);
+    end_large_answer(world, 2);
     assert_int_equal(http.ends, 0);
     msg_init(&m, MSG_stop);
     fake_tell(world, (address_t){ ROLE_director, 0 }, &m);
@@ -741,6 +760,7 @@ int main(void)
         cmocka_unit_test(test_ingress_same_prompt_twice_is_drawn_twice),
         cmocka_unit_test(test_ingress_echo_of_one_token_has_its_record),
         cmocka_unit_test(test_ingress_large_answer_takes_several_turns),
+        cmocka_unit_test(test_ingress_large_answers_are_printed_by_turns),
         cmocka_unit_test(test_ingress_stop_string_over_tokens_is_never_half_emitted),
         cmocka_unit_test(test_ingress_client_that_leaves_cancels_everywhere),
         cmocka_unit_test(test_ingress_whole_answer_has_every_choice),
