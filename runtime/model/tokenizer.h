@@ -74,6 +74,7 @@ typedef struct {
     bool is_splitting;
     const char *word; /* a long one that is merged in steps; NULL: none */
     size_t word_size;
+    bool is_merged; /* all of it */
     uint32_t *ids;
     size_t cap, count; /* count goes on past cap */
 } encoding_t;

@@ -3,9 +3,8 @@
 
 #include <stdint.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "../base/memory.h"
 #include "../invariant.h"
 
 static const uint64_t empty_pair = UINT64_MAX;
@@ -75,21 +74,27 @@ void bpe_fini(bpe_t *self)
     *self = (bpe_t){ 0 };
 }
 
-void memory_rest(void *memory, size_t bytes)
+/* What belongs to count bytes of a word from this one on. */
+static void rest(bpe_t *self, size_t from, size_t count)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)memory;
-    uintptr_t end = (first + bytes) / page * page;
-    first = (first + page - 1) / page * page;
-    if (memory && first < end && madvise((void *)first, end - first, MADV_DONTNEED) != 0)
-        return; /* then it stays resident, which is no fault */
+    memory_rest(self->ids + from, count * sizeof *self->ids);
+    memory_rest(self->previous + from, count * sizeof *self->previous);
+    memory_rest(self->next + from, count * sizeof *self->next);
+    memory_rest(self->heap + 2 * from, 2 * count * sizeof *self->heap);
 }
 
 void bpe_rest(bpe_t *self)
 {
-    memory_rest(self->ids, self->bytes_max * sizeof *self->ids);
-    memory_rest(self->previous, self->bytes_max * sizeof *self->previous);
-    memory_rest(self->next, self->bytes_max * sizeof *self->next);
-    memory_rest(self->heap, 2 * (size_t)self->bytes_max * sizeof *self->heap);
+    rest(self, 0, self->bytes_max);
+}
+
+bool bpe_rest_step(bpe_t *self)
+{
+    enum { PART = 1 << 17 };
+    uint32_t left = self->size - self->rested, part = left < PART ? left : PART;
+    rest(self, self->rested, part);
+    self->rested += part;
+    return self->rested == self->size;
 }
 
 static void heap_push(bpe_t *self, uint64_t entry)
@@ -159,7 +164,7 @@ void bpe_begin(bpe_t *self, const uint8_t *word, uint32_t size)
     invariant(size > 0 && size <= self->bytes_max);
     self->word = word;
     self->size = size;
-    self->filled = self->heap_count = self->gathered = self->count = 0;
+    self->filled = self->heap_count = self->gathered = self->count = self->rested = 0;
 }
 
 bool bpe_step(bpe_t *self, const merges_t *merges, size_t *work)

@@ -26,6 +26,7 @@ typedef struct {
     const uint8_t *word;
     uint32_t size, filled;    /* of the word; how much of it is in the list */
     uint32_t gathered, count; /* the symbol that is next, and how many are at their place */
+    uint32_t rested;          /* of the word, whose memory is given back */
 } bpe_t;
 
 /* Room for merge_count merges.  ERR_NO_SPACE. */
@@ -39,8 +40,9 @@ MUST_CHECK err_t bpe_reserve(bpe_t *self, size_t bytes_max);
 void bpe_fini(bpe_t *self);
 /* Give back the memory that a long word made resident; the room stays. */
 void bpe_rest(bpe_t *self);
-/* The same for any scratch whose contents are of no use any more. */
-void memory_rest(void *memory, size_t bytes);
+/* The same for the word that was merged last, a millisecond's part of it.  True: all is given back.
+ */
+MUST_CHECK bool bpe_rest_step(bpe_t *self);
 
 /* Merge a word of at most bytes_max bytes: O(n log n).  Returns the count of ids; they lie at
  * self->ids. */

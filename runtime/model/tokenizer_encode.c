@@ -5,6 +5,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "../base/memory.h"
 #include "../invariant.h"
 #include "tokenizer_parts.h"
 #include "tokenizer_utf8.h"
@@ -18,6 +19,8 @@ enum { LONG_WORD_BYTES = 4096 };
 /* Work in the unit of tokenizer.h: looking through text costs a fraction of what encoding it does,
  * a pair of symbols several times that. */
 enum { SEEK_SHARE = 32, MERGE_WORK = 4, PIECE_WORK = 8 };
+/* A long word lies across the whole memory: nothing is found in a cache. */
+enum { LONG_MERGE_WORK = 8, REST_WORK = 32768 };
 
 /* ---- pieces ---- */
 
@@ -123,31 +126,41 @@ static size_t encode_word(tokenizer_t *self, encoding_t *out, const char *word, 
 
 /* ---- a long word ---- */
 
+static void leave_long_word(tokenizer_t *self, encoding_t *out)
+{
+    self->long_owner = NULL;
+    out->word = NULL;
+}
+
 /* False: another encoding has the room. */
 static bool step_long_word(tokenizer_t *self, encoding_t *out, size_t *work)
 {
     if (self->long_owner != NULL && self->long_owner != out) return false;
     if (self->long_owner == NULL) {
         invariant(bpe_reserve(&self->long_bpe, out->word_size) == ERR_OK);
+        out->is_merged = false;
         bpe_begin(&self->long_bpe, (const uint8_t *)out->word, (uint32_t)out->word_size);
         self->long_owner = out;
     }
-    size_t steps = *work / MERGE_WORK + 1, left = steps;
-    bool is_done = bpe_step(&self->long_bpe, &self->merges, &left);
-    spend(work, (steps - left) * MERGE_WORK);
-    if (!is_done) return true;
+    if (out->is_merged) { /* its memory goes back in steps, too */
+        spend(work, REST_WORK);
+        if (bpe_rest_step(&self->long_bpe)) leave_long_word(self, out);
+        return true;
+    }
+    size_t steps = *work / LONG_MERGE_WORK + 1, left = steps;
+    out->is_merged = bpe_step(&self->long_bpe, &self->merges, &left);
+    spend(work, (steps - left) * LONG_MERGE_WORK);
+    if (!out->is_merged) return true;
     emit(out, self->long_bpe.ids, self->long_bpe.count);
-    tokenizer_encode_drop(self, out);
+    if (out->word_size <= RESTING_BYTES) leave_long_word(self, out);
     return true;
 }
 
 void tokenizer_encode_drop(tokenizer_t *self, encoding_t *out)
 {
-    if (self->long_owner == out) {
-        if (out->word_size > RESTING_BYTES) bpe_rest(&self->long_bpe);
-        self->long_owner = NULL;
-    }
-    out->word = NULL;
+    if (self->long_owner != out) return;
+    if (out->word_size > RESTING_BYTES) bpe_rest(&self->long_bpe);
+    leave_long_word(self, out);
 }
 
 /* ---- added tokens ---- */

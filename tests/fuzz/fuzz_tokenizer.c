@@ -1,8 +1,8 @@
 /* tests/fuzz/fuzz_tokenizer.c - a hostile tokenizer.json, and a hostile text for a good one.
  *
  * The input is a file, a NUL byte, and a text.  Whatever loads must encode and decode that text
- * without harm, pushing ids one by one must equal the whole decode, and ids must be the tokenizer's
- * own.
+ * without harm, pushing ids one by one must equal the whole decode, encoding in steps that at once,
+ * and ids must be the tokenizer's own.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -11,6 +11,7 @@
 
 #include "runtime/invariant.h"
 #include "runtime/model/tokenizer.h"
+#include "runtime/model/tokenizer_utf8.h"
 
 enum { TEXT_MAX = 4096, IDS_MAX = 3 * TEXT_MAX, DECODED_MAX = 64 * 1024 };
 
@@ -41,6 +42,19 @@ static char *make_small(size_t *size)
     return json;
 }
 
+static void check_steps(tokenizer_t *tokenizer, const char *text, size_t size, bool allow_special,
+                        const uint32_t *ids, size_t count)
+{
+    static uint32_t stepped[IDS_MAX];
+    encoding_t encoding;
+    size_t work = 1;
+    if (utf8_valid_size((const uint8_t *)text, size) < size) return;
+    encoding_begin(&encoding, text, size, allow_special, stepped, IDS_MAX);
+    while (!tokenizer_encode_step(tokenizer, &encoding, &work)) work = 1 + size % 50;
+    invariant(encoding.count == count);
+    invariant(memcmp(ids, stepped, count * sizeof *ids) == 0);
+}
+
 static void check_text(tokenizer_t *tokenizer, const char *text, size_t size, bool allow_special)
 {
     static uint32_t ids[IDS_MAX];
@@ -48,6 +62,7 @@ static void check_text(tokenizer_t *tokenizer, const char *text, size_t size, bo
     detokenizer_t held = { .held_count = 0 };
     size_t count = tokenizer_encode(tokenizer, text, size, allow_special, ids, IDS_MAX), at = 0;
     invariant(count <= IDS_MAX);
+    check_steps(tokenizer, text, size, allow_special, ids, count);
     for (size_t i = 0; i < count; i++) {
         invariant(ids[i] < tokenizer_vocab(tokenizer));
         at += detokenizer_push(&held, tokenizer, ids[i], false, pushed + at, DETOKENIZER_EMIT_MAX);

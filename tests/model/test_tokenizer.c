@@ -393,6 +393,23 @@ static void test_encode_in_steps_gives_the_ids_of_at_once(void **state)
     tokenizer_destroy(&tokenizer);
 }
 
+/* If it failed, the memory of one long word would stay, or the next one would find it spoiled. */
+static void test_encode_in_steps_gives_the_memory_of_a_word_back(void **state)
+{
+    (void)state;
+    enum { WORD_BYTES = 400000 };
+    static uint32_t once[WORD_BYTES], stepped[WORD_BYTES];
+    tokenizer_t *tokenizer = load(TINY);
+    for (int round = 0; round < 2; round++) {
+        for (size_t at = 0; at < WORD_BYTES; at++) text[at] = (char)('a' + random_below(26));
+        size_t count = tokenizer_encode(tokenizer, text, WORD_BYTES, true, once, WORD_BYTES);
+        assert_int_equal(encode_in_steps(tokenizer, text, WORD_BYTES, 50000, stepped, WORD_BYTES),
+                         count);
+        assert_memory_equal(once, stepped, count * sizeof *once);
+    }
+    tokenizer_destroy(&tokenizer);
+}
+
 /* If it failed, what a search for the next word finds would depend on how far it looks at once. */
 static void test_encode_words_far_apart_are_found(void **state)
 {
@@ -647,6 +664,7 @@ int main(void)
         cmocka_unit_test(test_encode_special_token_without_permission_stays_text),
         cmocka_unit_test(test_encode_after_reserve_does_not_allocate),
         cmocka_unit_test(test_encode_in_steps_gives_the_ids_of_at_once),
+        cmocka_unit_test(test_encode_in_steps_gives_the_memory_of_a_word_back),
         cmocka_unit_test(test_encode_words_far_apart_are_found),
         cmocka_unit_test(test_encode_several_by_turns_share_the_room_for_long_words),
         cmocka_unit_test(test_pieces_join_texts_and_say_when_they_are_full),
