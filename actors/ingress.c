@@ -114,6 +114,10 @@ void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t 
 
 static void close_all(ingress_t *self, actor_t *world, call_t *call, outcome_t outcome)
 {
+    if (!call->is_admitted) {
+        call_forget(self, call);
+        return;
+    }
     for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
         request_t *request = &self->requests[index];
         if (request->state == REQUEST_ENDED) continue;
@@ -625,32 +629,8 @@ static err_t load_model(ingress_t *self, actor_t *world)
     return ERR_OK;
 }
 
-static size_t body_bytes_max(const ingress_t *self)
-{
-    size_t body = (size_t)self->config->http.body_bytes_max;
-    return body > CONTENT_MAX ? body : CONTENT_MAX;
-}
-
-/* Scratch for the largest text that can come, so that nothing allocates it while serving: address
- * space now, memory only once such a text comes. */
-static err_t reserve_text(ingress_t *self, actor_t *world)
-{
-    enum { LITERALS_MAX = 4096 }; /* what a template puts between two special tokens */
-    size_t body = body_bytes_max(self);
-    self->text_max = (size_t)self->context_max * tokenizer_token_bytes_max(self->tokenizer);
-    size_t text = body < self->text_max ? body : self->text_max;
-    if (tokenizer_reserve(self->tokenizer, text + LITERALS_MAX) &&
-        chat_reserve(self->chat, text + LITERALS_MAX))
-        return ERR_OK;
-    actor_log(world, LOG_ERROR, "INGRESS-MEMORY", "no memory to tokenise %zu bytes", text);
-    return ERR_NO_SPACE;
-}
-
 static void make_buffers(ingress_t *self, actor_t *world)
 {
-    size_t body = body_bytes_max(self);
-    self->arena = (arena_t){ .bytes = actor_alloc(world, 4, body), .size = 4 * body };
-    self->parsed = actor_alloc(world, 1, sizeof *self->parsed);
     self->ids = actor_alloc(world, CONTEXT_MAX, sizeof *self->ids);
     self->key_bytes = actor_alloc(world, KEYS_MAX, KEY_BYTES);
     self->output_size = OUTPUT_BYTES;
@@ -669,7 +649,7 @@ static err_t init(void *state, actor_t *world)
     self->config = actor_config(world);
     self->started_s = actor_wall_us(world) / 1000000;
     err_t error = load_model(self, world);
-    if (error == ERR_OK) error = reserve_text(self, world);
+    if (error == ERR_OK) error = turns_init(self, world);
     if (error != ERR_OK) return error;
     books_init(self, world);
     make_buffers(self, world);
@@ -680,7 +660,7 @@ static err_t init(void *state, actor_t *world)
 /* What is complete is only to be told: an error inside half a JSON object would be neither. */
 static void end_call(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why)
 {
-    if (call->open_count > 0) {
+    if (call->open_count > 0 || !call->is_admitted) {
         call_fail(self, world, call, why);
         return;
     }
@@ -710,6 +690,7 @@ static void turn(void *state, actor_t *world)
 {
     ingress_t *self = state;
     self->cancels_left = CANCELS_PER_TURN_MAX;
+    self->at_once_left = AT_ONCE_TURN;
     actor_gauge(world, METRIC_requests_running, self->by_id.count);
 }
 

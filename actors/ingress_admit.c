@@ -32,16 +32,6 @@ static err_t refuse_text(const ingress_t *self, const char *param, openai_error_
     return ERR_CONTEXT;
 }
 
-err_t admit_model(const ingress_t *self, openai_error_t *why)
-{
-    const char *asked = self->parsed->model;
-    if (asked[0] == 0 || strcmp(asked, self->model_name) == 0) return ERR_OK;
-    openai_refuse(why, ERR_NOT_FOUND, "model",
-                  "The model '%s' does not exist; this server has '%s'.", asked, self->model_name);
-    why->code = "model_not_found";
-    return ERR_NOT_FOUND;
-}
-
 /* Bytes of the texts that will be tokenised. */
 static size_t text_bytes(const openai_call_t *parsed, uint32_t index)
 {
@@ -57,48 +47,79 @@ static size_t text_bytes(const openai_call_t *parsed, uint32_t index)
     return bytes;
 }
 
-/* A text's tokens, behind the one that begins it where the tokenizer says so. */
-static size_t encode_text(ingress_t *self, const openai_prompt_t *prompt)
+static void spend(const job_t *job, size_t *work, size_t cost)
 {
-    uint32_t begin = self->parsed->is_bare ? NONE : chat_begin_token(self->chat);
-    uint32_t at = begin == NONE ? 0 : 1;
-    if (at > 0) self->ids[0] = begin;
-    return at + tokenizer_encode(self->tokenizer, prompt->text, prompt->size, true, self->ids + at,
-                                 CONTEXT_MAX - at);
+    if (!job->is_at_once) *work -= cost < *work ? cost : *work;
 }
 
-/* A prompt that is longer than the buffer is counted, not stored. */
-err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count, openai_error_t *why)
+static const char *param_of(const job_t *job)
 {
-    const openai_call_t *parsed = self->parsed;
+    return job->parsed->message_count > 0 ? "messages" : "prompt";
+}
+
+/* A text's tokens, behind the one that begins it where the tokenizer says so. */
+static void begin_text(ingress_t *self, job_t *job, const openai_prompt_t *prompt)
+{
+    uint32_t begin = job->parsed->is_bare ? NONE : chat_begin_token(self->chat);
+    uint32_t at = begin == NONE ? 0 : 1;
+    if (at > 0) job->ids[0] = begin;
+    job->prompt_count = at;
+    encoding_begin(&job->encoding, prompt->text, prompt->size, true, job->ids + at,
+                   CONTEXT_MAX - at);
+}
+
+static err_t begin_messages(ingress_t *self, job_t *job, openai_error_t *why)
+{
+    const openai_call_t *parsed = job->parsed;
+    arena_t *arena = &job->arena;
     error_text_t text = { "" };
-    size_t needed;
-    const char *param = parsed->message_count > 0 ? "messages" : "prompt";
-    if (text_bytes(parsed, index) > self->text_max) return refuse_text(self, param, why);
-    if (parsed->message_count > 0) {
-        needed = chat_render(self->chat, self->tokenizer, parsed->messages, parsed->message_count,
-                             parsed->thinking, self->ids, CONTEXT_MAX, &text);
-        if (needed == 0)
-            return openai_refuse(why, ERR_INVALID, param, "The messages cannot be rendered: %.400s",
-                                 text.text);
-    } else if (parsed->prompts[index].text == NULL) {
-        needed = parsed->prompts[index].count;
-        if (needed > 0 && needed <= CONTEXT_MAX)
-            memcpy(self->ids, parsed->prompts[index].ids, needed * sizeof *self->ids);
-    } else {
-        needed = encode_text(self, &parsed->prompts[index]);
-    }
-    if (needed > CONTEXT_MAX) return refuse_context(self, param, needed, 0, why);
-    *count = (uint32_t)needed;
+    pieces_t pieces;
+    pieces_begin(&pieces, arena->bytes + arena->used, arena->size - arena->used);
+    if (!chat_render(self->chat, parsed->messages, parsed->message_count, parsed->thinking, &pieces,
+                     &text))
+        return openai_refuse(why, ERR_INVALID, param_of(job),
+                             "The messages cannot be rendered: %.400s", text.text);
+    if (pieces.is_full)
+        return openai_refuse(why, ERR_TOO_LARGE, param_of(job),
+                             "The messages take more than %zu bytes.", pieces.cap);
+    encoding_begin_pieces(&job->encoding, &pieces, job->ids, CONTEXT_MAX);
     return ERR_OK;
 }
 
-/* How many tokens may be generated after a prompt of this length. */
-static err_t fit_output(const ingress_t *self, uint32_t prompt, uint32_t *output,
-                        openai_error_t *why)
+/* Ids are tokens already: an encoding of nothing follows them. */
+static void begin_ids(job_t *job, const openai_prompt_t *prompt)
 {
-    const openai_call_t *parsed = self->parsed;
-    const char *param = parsed->message_count > 0 ? "messages" : "prompt";
+    job->prompt_count = prompt->count;
+    if (prompt->count > 0 && prompt->count <= CONTEXT_MAX)
+        memcpy(job->ids, prompt->ids, prompt->count * sizeof *job->ids);
+    encoding_begin(&job->encoding, NULL, 0, false, NULL, 0);
+}
+
+static err_t begin_prompt(ingress_t *self, job_t *job, size_t *work, openai_error_t *why)
+{
+    enum { COPY_SHARE = 32 }; /* copying costs that part of tokenising */
+    const openai_call_t *parsed = job->parsed;
+    size_t bytes = text_bytes(parsed, job->prompt);
+    err_t error = ERR_OK;
+    if (bytes > self->text_max) return refuse_text(self, param_of(job), why);
+    job->prompt_count = job->choice = 0;
+    if (parsed->message_count > 0)
+        error = begin_messages(self, job, why);
+    else if (parsed->prompts[job->prompt].text == NULL)
+        begin_ids(job, &parsed->prompts[job->prompt]);
+    else
+        begin_text(self, job, &parsed->prompts[job->prompt]);
+    spend(job, work, bytes / COPY_SHARE);
+    job->state = JOB_TEXT;
+    return error;
+}
+
+/* How many tokens may be generated after a prompt of this length. */
+static err_t fit_output(const ingress_t *self, job_t *job, openai_error_t *why)
+{
+    const openai_call_t *parsed = job->parsed;
+    const char *param = param_of(job);
+    uint32_t prompt = job->prompt_count;
     if (prompt == 0)
         return openai_refuse(why, ERR_INVALID, param,
                              "'%s' is empty; at least one token is needed.", param);
@@ -112,7 +133,7 @@ static err_t fit_output(const ingress_t *self, uint32_t prompt, uint32_t *output
                                                         : fallback;
     if (asked > room) return refuse_context(self, param, prompt, asked, why);
     /* Scoring the prompt only takes a step too, whose token is dropped: it needs no room. */
-    *output = is_prompt_only ? 1 : asked;
+    job->output = is_prompt_only ? 1 : asked;
     return ERR_OK;
 }
 
@@ -145,9 +166,9 @@ static uint32_t pages_max(const ingress_t *self)
 }
 
 /* What an idle server has no room for would be refused however often it came again. */
-static err_t check_count(const ingress_t *self, uint32_t prompts, openai_error_t *why)
+static err_t check_count(const ingress_t *self, const openai_call_t *parsed, openai_error_t *why)
 {
-    uint32_t n = self->parsed->n;
+    uint32_t n = parsed->n, prompts = parsed->message_count > 0 ? 1 : parsed->prompt_count;
     if ((uint64_t)n * prompts <= self->requests_max) return ERR_OK;
     return openai_refuse(why, ERR_INVALID, n > self->requests_max ? "n" : "prompt",
                          "This server holds at most %u requests (limits.requests_max), and each "
@@ -155,11 +176,11 @@ static err_t check_count(const ingress_t *self, uint32_t prompts, openai_error_t
                          self->requests_max, (unsigned long long)n * prompts);
 }
 
-static err_t check_pages(const ingress_t *self, const call_t *call, uint32_t prompt,
-                         openai_error_t *why)
+static err_t check_pages(const ingress_t *self, const job_t *job, openai_error_t *why)
 {
-    uint64_t more = (uint64_t)self->parsed->n * prompt_pages(prompt), pages = more;
-    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next)
+    uint64_t more = (uint64_t)job->parsed->n * prompt_pages(job->prompt_count), pages = more;
+    for (uint32_t index = self->calls[job->call].first; index != NONE;
+         index = self->requests[index].next)
         pages += prompt_pages(self->requests[index].prompt_count);
     if (pages <= pages_max(self)) return ERR_OK;
     return openai_refuse(why, ERR_INVALID, more > pages_max(self) ? "n" : "prompt",
@@ -168,47 +189,59 @@ static err_t check_pages(const ingress_t *self, const call_t *call, uint32_t pro
                          (unsigned long long)pages_max(self) * CHAIN_PAGE_BYTES / 4);
 }
 
-static err_t add_request(ingress_t *self, actor_t *world, call_t *call, uint32_t prompt,
-                         uint32_t output, uint32_t choice, openai_error_t *why)
+static err_t add_request(ingress_t *self, const job_t *job, openai_error_t *why)
 {
+    call_t *call = &self->calls[job->call];
+    uint32_t prompt = job->prompt_count;
     if (prompt_pages(prompt) + self->pool.used > pages_max(self)) return refuse_room(why);
-    request_t *request = request_take(self, world, call);
+    request_t *request = request_take(self, call);
     if (request == NULL) return refuse_room(why);
-    bool is_kept = chain_append(&self->pool, &request->tokens, self->ids,
-                                prompt * (uint32_t)sizeof *self->ids);
+    bool is_kept =
+        chain_append(&self->pool, &request->tokens, job->ids, prompt * (uint32_t)sizeof *job->ids);
     invariant(is_kept);
     request->prompt_count = prompt;
-    request->max_tokens = output;
+    request->max_tokens = job->output;
     if (call->sampling.prompt_logprobs) {
         /* The first token of a prompt follows nothing. */
-        const token_record_t first = { .id = self->ids[0], .logprob = NAN };
+        const token_record_t first = { .id = job->ids[0], .logprob = NAN };
         is_kept = record_keep(self, &request->prompt_chain, &first);
         invariant(is_kept);
         request->prompt_records = 1;
     }
     request->seed =
-        choice_seed(call->sampling.seed, self->parsed->has_seed ? choice : request->choice);
+        choice_seed(call->sampling.seed, job->parsed->has_seed ? job->choice : request->choice);
     text_rules_t rules = answer_rules(self, call, &self->tails[request_index(self, request)]);
     text_begin(&request->text, &rules, call->is_chat && call->reasoning.starts_in_reasoning);
     return ERR_OK;
 }
 
-static err_t add_prompt(ingress_t *self, actor_t *world, call_t *call, uint32_t index,
-                        openai_error_t *why)
+/* A prompt that is longer than the buffer is counted, not stored. */
+static err_t take_tokens(ingress_t *self, job_t *job, openai_error_t *why)
 {
-    uint32_t prompt = 0, output = 0;
-    err_t error = admit_tokens(self, index, &prompt, why);
-    if (error == ERR_OK) error = fit_output(self, prompt, &output, why);
-    if (error == ERR_OK) error = check_pages(self, call, prompt, why);
-    for (uint32_t i = 0; i < self->parsed->n && error == ERR_OK; i++)
-        error = add_request(self, world, call, prompt, output, i, why);
-    if (error == ERR_OK) call->prompt_tokens += prompt;
-    return error;
+    size_t count = job->prompt_count + job->encoding.count;
+    if (count > CONTEXT_MAX) return refuse_context(self, param_of(job), count, 0, why);
+    job->prompt_count = (uint32_t)count;
+    if (is_generation(job->kind)) {
+        job->state = JOB_CHOICES;
+        err_t error = fit_output(self, job, why);
+        return error == ERR_OK ? check_pages(self, job, why) : error;
+    }
+    print_tokens_begin(self, job);
+    job->state = JOB_PRINT;
+    return ERR_OK;
 }
 
-static void copy_extras(ingress_t *self, call_t *call)
+static err_t tokenise(ingress_t *self, job_t *job, size_t *work, openai_error_t *why)
 {
-    const openai_call_t *parsed = self->parsed;
+    size_t all = SIZE_MAX;
+    if (tokenizer_encode_step(self->tokenizer, &job->encoding, job->is_at_once ? &all : work))
+        return take_tokens(self, job, why);
+    *work = 0; /* or another long word has to end first */
+    return ERR_OK;
+}
+
+static void copy_extras(ingress_t *self, call_t *call, const openai_call_t *parsed)
+{
     call->has_stops = parsed->stop_count > 0;
     call->stop_id_count = parsed->stop_id_count;
     call->bias_count = parsed->bias_count;
@@ -224,9 +257,8 @@ static void copy_extras(ingress_t *self, call_t *call)
     memcpy(extras->bias_values, parsed->bias_values, sizeof extras->bias_values);
 }
 
-static void copy_options(ingress_t *self, actor_t *world, call_t *call)
+static void copy_options(ingress_t *self, actor_t *world, call_t *call, const openai_call_t *parsed)
 {
-    const openai_call_t *parsed = self->parsed;
     call->is_chat = parsed->kind == OPENAI_CHAT;
     call->n = parsed->n;
     call->is_stream = parsed->is_stream;
@@ -240,25 +272,32 @@ static void copy_options(ingress_t *self, actor_t *world, call_t *call)
     if (call->is_chat)
         call->reasoning = chat_reasoning(self->chat, parsed->thinking,
                                          &parsed->messages[parsed->message_count - 1]);
-    copy_extras(self, call);
+    copy_extras(self, call, parsed);
 }
 
-/* Undo what admission took: as if the call had never been. */
-static void forget(ingress_t *self, call_t *call)
+static err_t read_body(ingress_t *self, actor_t *world, job_t *job, size_t *work,
+                       openai_error_t *why)
 {
-    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
-        request_t *request = &self->requests[index];
-        table_remove(&self->by_id, request->id.hi, request->id.lo);
-        request->state = REQUEST_ENDED;
-        call->open_count--;
-    }
+    err_t error = read_job(self, job, why);
+    job->prompt = 0;
+    job->state = JOB_PROMPT;
+    spend(job, work, *work); /* a large one takes tens of milliseconds */
+    if (error != ERR_OK || !is_generation(job->kind)) return error;
+    if (self->is_draining)
+        return openai_refuse(why, ERR_UNAVAILABLE, "", "This server is stopping; retry elsewhere.");
+    error = check_count(self, job->parsed, why);
+    if (error == ERR_OK) copy_options(self, world, &self->calls[job->call], job->parsed);
+    return error;
 }
 
+/* From here on the company hears of the call. */
 static void accept(ingress_t *self, actor_t *world, call_t *call)
 {
-    const request_t *first = &self->requests[call->first];
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next)
+        request_name(self, world, &self->requests[index]);
+    call->is_admitted = true;
     snprintf(call->id, sizeof call->id, "%s-%s", call->is_chat ? "chatcmpl" : "cmpl",
-             request_text(first->id).text);
+             request_text(self->requests[call->first].id).text);
     if (self->accepted == self->finished + self->failed + self->cancelled)
         self->busy_us = actor_now_us(world);
     self->accepted += call->count;
@@ -266,38 +305,68 @@ static void accept(ingress_t *self, actor_t *world, call_t *call)
     actor_count(world, METRIC_prompt_tokens_total, call->prompt_tokens);
 }
 
-/* Submit every request of a call.  A full link ends the call, and with it this loop; where nobody
- * is at its other end the requests wait for a while. */
-static void submit_all(ingress_t *self, actor_t *world, call_t *call)
+/* The next choice of this prompt, or the next prompt, or the next stage. */
+static err_t add_choice(ingress_t *self, actor_t *world, job_t *job, size_t *work,
+                        openai_error_t *why)
 {
-    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
-        err_t error = request_submit(self, world, &self->requests[index]);
-        if (error != ERR_OVERLOAD) continue;
-        openai_error_t why;
-        openai_refuse(&why, error, "", "The request was not taken: %s.", error_descs[error].doc);
-        call_fail(self, world, call, &why);
-        return;
-    }
-}
-
-err_t admit(ingress_t *self, actor_t *world, call_t *call, openai_error_t *why)
-{
-    uint32_t prompts = self->parsed->message_count > 0 ? 1 : self->parsed->prompt_count;
-    err_t error = ERR_OK;
-    if (self->is_draining)
-        error =
-            openai_refuse(why, ERR_UNAVAILABLE, "", "This server is stopping; retry elsewhere.");
-    if (error == ERR_OK) error = check_count(self, prompts, why);
-    if (error == ERR_OK) copy_options(self, world, call);
-    for (uint32_t i = 0; i < prompts && error == ERR_OK; i++)
-        error = add_prompt(self, world, call, i, why);
-    if (error != ERR_OK) {
-        forget(self, call);
-        call_free(self, call);
+    const openai_call_t *parsed = job->parsed;
+    call_t *call = &self->calls[job->call];
+    if (job->choice < parsed->n) {
+        err_t error = add_request(self, job, why);
+        job->choice++;
+        spend(job, work, job->prompt_count / 2);
         return error;
     }
+    call->prompt_tokens += job->prompt_count;
+    job->prompt++;
+    job->state = JOB_PROMPT;
+    if (parsed->message_count == 0 && job->prompt < parsed->prompt_count) return ERR_OK;
     accept(self, world, call);
-    submit_all(self, world, call);
+    job->request = call->first;
+    job->state = JOB_SUBMIT;
+    return ERR_OK;
+}
+
+/* Submit the next request of the call.  A full link ends the call; where nobody is at its other end
+ * the requests wait for a while. */
+static void submit_next(ingress_t *self, actor_t *world, job_t *job, size_t *work)
+{
+    while (job->request != NONE && self->requests[job->request].state == REQUEST_ENDED)
+        job->request = self->requests[job->request].next;
+    if (job->request == NONE) {
+        job_free(self, job);
+        return;
+    }
+    request_t *request = &self->requests[job->request];
+    job->request = request->next;
+    spend(job, work, request->prompt_count);
+    err_t error = request_submit(self, world, request);
+    if (error != ERR_OVERLOAD) return;
+    openai_error_t why;
+    openai_refuse(&why, error, "", "The request was not taken: %s.", error_descs[error].doc);
+    call_fail(self, world, &self->calls[job->call], &why);
+}
+
+err_t admit_step(ingress_t *self, actor_t *world, job_t *job, size_t *work, openai_error_t *why)
+{
+    switch (job->state) {
+    case JOB_BODY:
+        return read_body(self, world, job, work, why);
+    case JOB_PROMPT:
+        return begin_prompt(self, job, work, why);
+    case JOB_TEXT:
+        return tokenise(self, job, work, why);
+    case JOB_CHOICES:
+        return add_choice(self, world, job, work, why);
+    case JOB_SUBMIT:
+        submit_next(self, world, job, work);
+        return ERR_OK;
+    case JOB_PRINT:
+        return print_tokens(self, world, job, work, why);
+    case JOB_OVER:
+        break;
+    }
+    invariant(job->state != JOB_OVER);
     return ERR_OK;
 }
 

@@ -56,11 +56,11 @@ call_t *call_take(ingress_t *self)
     invariant(!call->is_used);
     self->free_call = call->next;
     self->call_count++;
-    *call = (call_t){ .is_used = true, .first = NONE, .last = NONE, .next = NONE };
+    *call = (call_t){ .is_used = true, .first = NONE, .last = NONE, .next = NONE, .job = NONE };
     return call;
 }
 
-request_t *request_take(ingress_t *self, actor_t *world, call_t *call)
+request_t *request_take(ingress_t *self, call_t *call)
 {
     if (self->free_request == NONE) return NULL;
     uint32_t index = self->free_request;
@@ -72,10 +72,6 @@ request_t *request_take(ingress_t *self, actor_t *world, call_t *call)
                             .call = call_index(self, call),
                             .next = NONE,
                             .sender = { ROLE_client, 0 } };
-    do {
-        request->id = (request_id_t){ actor_random(world), actor_random(world) };
-    } while (table_find(&self->by_id, request->id.hi, request->id.lo) != TABLE_NONE);
-    table_insert(&self->by_id, request->id.hi, request->id.lo, index);
     if (call->first == NONE)
         call->first = index;
     else
@@ -84,6 +80,14 @@ request_t *request_take(ingress_t *self, actor_t *world, call_t *call)
     request->choice = call->count++;
     call->open_count++;
     return request;
+}
+
+void request_name(ingress_t *self, actor_t *world, request_t *request)
+{
+    do {
+        request->id = (request_id_t){ actor_random(world), actor_random(world) };
+    } while (table_find(&self->by_id, request->id.hi, request->id.lo) != TABLE_NONE);
+    table_insert(&self->by_id, request->id.hi, request->id.lo, request_index(self, request));
 }
 
 request_t *request_find(const ingress_t *self, request_id_t id)
@@ -144,6 +148,14 @@ static void leave_print(ingress_t *self, const call_t *call)
     if (*link != NONE) *link = call->next;
 }
 
+void call_forget(ingress_t *self, call_t *call)
+{
+    invariant(!call->is_admitted);
+    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next)
+        self->requests[index].state = REQUEST_ENDED;
+    call->open_count = 0;
+}
+
 void call_free(ingress_t *self, call_t *call)
 {
     invariant(call->is_used && call->open_count == 0);
@@ -158,6 +170,7 @@ void call_free(ingress_t *self, call_t *call)
     else
         table_remove(&self->by_caller, exchange_space, call->exchange);
     leave_print(self, call);
+    if (call->job != NONE) job_free(self, &self->jobs[call->job]);
     call->is_used = false;
     call->next = self->free_call;
     self->free_call = call_index(self, call);

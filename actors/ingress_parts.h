@@ -8,7 +8,7 @@
  *   ingress_books.c    calls and requests: taking, finding, giving back
  *
  * A call is what one client asked for in one go; a request is one generation of it (n choices,
- * several prompts).
+ * several prompts); a job is the call's body on its way to them.
  */
 #ifndef ACTORS_INGRESS_PARTS_H
 #define ACTORS_INGRESS_PARTS_H
@@ -27,11 +27,14 @@
 #define NONE UINT32_MAX
 
 enum {
-    OUTPUT_BYTES = 4 << 20,    /* answers are written through a buffer of this size */
-    PRINT_PER_TURN = 65536,    /* log probabilities of whole answers: some 50 ms */
-    DELTA_BYTES = 16384,       /* text that one message of tokens can complete */
-    CANCELS_PER_TURN_MAX = 64, /* answers to tokens of requests that are not known */
-    SUBJECTS_MAX = 768,        /* actors whose metrics are shown */
+    OUTPUT_BYTES = 4 << 20,           /* answers are written through a buffer of this size */
+    PRINT_PER_TURN = 65536,           /* log probabilities of whole answers: some 50 ms */
+    DELTA_BYTES = 16384,              /* text that one message of tokens can complete */
+    CANCELS_PER_TURN_MAX = 64,        /* answers to tokens of requests that are not known */
+    SUBJECTS_MAX = 768,               /* actors whose metrics are shown */
+    AT_ONCE_BYTES = 32768,            /* a body of no more is worked off as it comes... */
+    AT_ONCE_TURN = 4 * AT_ONCE_BYTES, /* ...unless one turn brings more of them */
+    JOBS_MAX = 64,                    /* bodies that are worked off step by step */
 };
 
 typedef enum { REQUEST_FREE, REQUEST_WAITING, REQUEST_RUNNING, REQUEST_ENDED } request_state_t;
@@ -66,6 +69,7 @@ typedef struct {
 typedef struct {
     bool is_used, is_client, is_begun;
     bool is_in_print; /* a whole answer whose first part is written */
+    bool is_admitted; /* its requests are the company's; before that nobody has heard of them */
     bool is_cut; /* a ZeroMQ client that did not take its tokens: it gets no more, and is told so */
     bool is_chat, is_stream, has_usage_chunk, has_usage_always, is_echo, is_prompt_only, has_stops;
     uint64_t exchange;
@@ -74,6 +78,7 @@ typedef struct {
     request_id_t client_id;
     uint32_t first, last, next; /* its requests; next of the free list, or of those in print */
     uint32_t unprinted;         /* its first request that is not in the answer yet */
+    uint32_t job;               /* NONE: all of its body is worked off */
     uint32_t count, open_count;
     uint32_t n; /* choices of each prompt */
     uint64_t prompt_tokens;
@@ -91,6 +96,46 @@ typedef struct {
     uint32_t bias_ids[LOGIT_BIAS_MAX];
     float bias_values[LOGIT_BIAS_MAX];
 } extras_t;
+
+/*   BODY --parsed--> PROMPT --rendered--> TEXT --tokenised--> CHOICES --the last prompt's--> SUBMIT
+ *                      ^                   |                     |                             |
+ *                      +-------------------|----the next prompt--+                             v
+ *                                          +--/tokenize, /detokenize--> PRINT --------------> OVER
+ */
+typedef enum {
+    JOB_BODY,
+    JOB_PROMPT,
+    JOB_TEXT,
+    JOB_CHOICES,
+    JOB_SUBMIT,
+    JOB_PRINT,
+    JOB_OVER
+} job_state_t;
+
+typedef struct {
+    job_state_t state;
+    bool is_at_once;     /* in the turn in which it came; what was said still lies where it came */
+    uint32_t call, next; /* of the list of those that wait, or of the free list */
+    openai_kind_t kind;
+    size_t bytes;               /* of what was said */
+    bytes_t body;               /* HTTP */
+    msg_client_submit_t submit; /* ZeroMQ */
+    arena_t arena;
+    openai_call_t *parsed;
+    uint32_t prompt, choice;       /* that is next */
+    uint32_t prompt_count, output; /* tokens of that prompt, and what may follow */
+    uint32_t request;              /* that is submitted next */
+    writer_t out;                  /* of /tokenize and /detokenize */
+    uint32_t printed;              /* of prompt_count */
+    detokenizer_t detokenizer;
+    encoding_t encoding;
+    uint32_t *ids; /* CONTEXT_MAX of them */
+} job_t;
+
+static inline bool is_generation(openai_kind_t kind)
+{
+    return kind == OPENAI_CHAT || kind == OPENAI_COMPLETION;
+}
 
 typedef struct {
     bool is_used;
@@ -116,13 +161,15 @@ typedef struct {
     uint32_t requests_max, free_request, free_call;
     uint32_t in_print; /* the call whose end takes more than a turn, and those behind it */
     uint64_t print_at_us;
+    job_t *jobs; /* the first is for those at once */
+    uint32_t free_job;
+    uint32_t in_work;                   /* the job whose turn is next, and those behind it */
+    size_t at_once_left, job_bytes;     /* of bodies: what a turn still takes; what jobs hold */
     uint32_t request_count, call_count; /* held */
     table_t by_id, by_caller;
     chain_pool_t pool;
     alarms_t alarms;
 
-    arena_t arena;
-    openai_call_t *parsed;
     uint32_t *ids; /* one whole context, for what needs it in one piece */
     uint8_t *key_bytes;
     char *output;
@@ -147,7 +194,9 @@ typedef struct {
 /* Allocate every table.  ERR_NO_SPACE never comes back: actor_alloc fails loudly. */
 void books_init(ingress_t *self, actor_t *world);
 call_t *call_take(ingress_t *self);
-request_t *request_take(ingress_t *self, actor_t *world, call_t *call);
+request_t *request_take(ingress_t *self, call_t *call);
+/* Mint its id and make it findable. */
+void request_name(ingress_t *self, actor_t *world, request_t *request);
 uint32_t call_index(const ingress_t *self, const call_t *call);
 uint32_t request_index(const ingress_t *self, const request_t *request);
 request_t *request_find(const ingress_t *self, request_id_t id);
@@ -156,8 +205,10 @@ call_t *call_find_client(const ingress_t *self, address_t client, request_id_t i
 /* Make it findable; false when the client already has a call of this name. */
 bool call_name_exchange(ingress_t *self, call_t *call, uint64_t exchange);
 bool call_name_client(ingress_t *self, call_t *call, address_t client, request_id_t id);
-/* Give back the call and its requests, which have all ended. */
+/* Give back the call, its job and its requests, which have all ended. */
 void call_free(ingress_t *self, call_t *call);
+/* Requests of a call that was not admitted end as if they had never been. */
+void call_forget(ingress_t *self, call_t *call);
 /* All tokens of a request into self->ids; returns how many. */
 uint32_t request_gather(const ingress_t *self, const request_t *request);
 /* Append to a chain of log probabilities; false: no room. */
@@ -182,9 +233,22 @@ bool is_stop_id(const ingress_t *self, const call_t *call, uint32_t id);
 
 /* ---- what takes more than one turn ---- */
 
+/* Room to work off bodies; before any other call.  ERR_NO_SPACE. */
+MUST_CHECK err_t turns_init(ingress_t *self, actor_t *world);
+/* All of a call's body is worked off, or nobody wants it any more. */
+void job_free(ingress_t *self, job_t *job);
 /* Tell the end of a call whose requests have all ended, and give it back; now, or in later turns.
  */
 void call_end(ingress_t *self, actor_t *world, call_t *call);
+/* What a call is about, as it came: borrowed. */
+typedef struct {
+    openai_kind_t kind;
+    bytes_t body;                      /* HTTP */
+    const msg_client_submit_t *submit; /* ZeroMQ; else NULL */
+} said_t;
+
+/* Work off what was said, large bodies in later turns; what becomes of it the client is told. */
+void call_work(ingress_t *self, actor_t *world, call_t *call, const said_t *said);
 /* One part of the next of what waits for its turn. */
 void turns_go_on(ingress_t *self, actor_t *world);
 /* Ask to be woken for the next alarm or turn, whichever comes first. */
@@ -192,13 +256,10 @@ void turns_set_wake(const ingress_t *self, actor_t *world);
 
 /* ---- admission ---- */
 
-/* Requests out of self->parsed; on success the call is running.  On error nothing is held; *why
- * says why. */
-MUST_CHECK err_t admit(ingress_t *self, actor_t *world, call_t *call, openai_error_t *why);
-/* Tokens of prompt `index` of the parsed body into self->ids. */
-MUST_CHECK err_t admit_tokens(ingress_t *self, uint32_t index, uint32_t *count,
-                              openai_error_t *why);
-MUST_CHECK err_t admit_model(const ingress_t *self, openai_error_t *why);
+/* The next step of a job; *work falls, in the unit of tokenizer.h.  On error *why says why, and the
+ * call is as it was before the step. */
+MUST_CHECK err_t admit_step(ingress_t *self, actor_t *world, job_t *job, size_t *work,
+                            openai_error_t *why);
 /* Send this attempt to prefill_lb.  Whatever comes back, the request's alarm is set for what is
  * next. */
 MUST_CHECK err_t request_submit(ingress_t *self, actor_t *world, request_t *request);
@@ -232,6 +293,13 @@ text_sink_t answer_sink(ingress_t *self);
 
 void on_http_request(void *state, actor_t *world, const msg_t *m);
 void on_client_submit(void *state, actor_t *world, const msg_t *m);
+/* Parse a job's body into job->parsed. */
+MUST_CHECK err_t read_job(ingress_t *self, job_t *job, openai_error_t *why);
+/* What /tokenize and /detokenize answer: begin to print it, go on; *work falls.  After the last
+ * part it is sent and the call given back. */
+void print_tokens_begin(ingress_t *self, job_t *job);
+MUST_CHECK err_t print_tokens(ingress_t *self, actor_t *world, job_t *job, size_t *work,
+                              openai_error_t *why);
 /* NULL when both balancers and a whole group of workers of each kind are up, else the role that is
  * missing. */
 const char *path_missing(const ingress_t *self, actor_t *world);

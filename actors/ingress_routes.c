@@ -4,6 +4,7 @@
 #include <strings.h>
 
 #include "../runtime/base/company.h"
+#include "../runtime/model/tokenizer_utf8.h"
 #include "../runtime/process.h"
 #include "ingress_parts.h"
 
@@ -22,10 +23,10 @@ static writer_t whole_output(ingress_t *self)
     return (writer_t){ .text = self->output, .cap = self->output_size };
 }
 
-/* Long answers are written into the arena, which is free again once a parsed body is out of it. */
-static writer_t arena_output(ingress_t *self)
+/* Long answers are written into the arena of a job that needs nothing of it any more. */
+static writer_t arena_output(const job_t *job)
 {
-    return (writer_t){ .text = (char *)self->arena.bytes, .cap = self->arena.size };
+    return (writer_t){ .text = (char *)job->arena.bytes, .cap = job->arena.size };
 }
 
 static void answer_text(actor_t *world, uint64_t exchange, int status, const char *type,
@@ -161,22 +162,13 @@ static void serve_metrics(ingress_t *self, actor_t *world, const msg_http_reques
         self->shown[count++] =
             (metrics_subject_t){ role_names[subject->role], subject->index, subject->slots };
     }
-    writer_t out = arena_output(self);
+    writer_t out = arena_output(&self->jobs[0]);
     out.used = metrics_print(self->shown, count, out.text, out.cap);
     if (out.used > out.cap) out.used = out.cap;
     answer_text(world, request->exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &out);
 }
 
 /* ---- generation and tokens ---- */
-
-static err_t parse(ingress_t *self, openai_kind_t kind, bytes_t body, openai_error_t *why)
-{
-    self->arena.used = 0;
-    self->parsed->kind = kind;
-    err_t error =
-        openai_parse(self->parsed, body, tokenizer_vocab(self->tokenizer), &self->arena, why);
-    return error == ERR_OK ? admit_model(self, why) : error;
-}
 
 static call_t *open_call(ingress_t *self, actor_t *world)
 {
@@ -195,87 +187,103 @@ static err_t refuse_full(openai_error_t *why)
                          "This server holds as many requests as it can; retry later.");
 }
 
-static void serve_generation(ingress_t *self, actor_t *world, const msg_http_request_t *request,
-                             openai_kind_t kind)
+static void serve_body(ingress_t *self, actor_t *world, const msg_http_request_t *request,
+                       openai_kind_t kind)
 {
-    openai_error_t why;
-    err_t error = parse(self, kind, request->body, &why);
-    call_t *call = error == ERR_OK ? open_call(self, world) : NULL;
-    if (error == ERR_OK && call == NULL) error = refuse_full(&why);
-    if (error == ERR_OK) {
-        bool is_new = call_name_exchange(self, call, request->exchange);
-        invariant(is_new); /* exchanges are never reused */
-        error = admit(self, world, call, &why);
+    call_t *call = open_call(self, world);
+    if (call == NULL) {
+        openai_error_t why;
+        refuse_full(&why);
+        actor_count(world, METRIC_requests_rejected_total, 1);
+        answer_error(self, world, request->exchange, &why);
+        return;
     }
-    if (error == ERR_OK) return;
-    actor_count(world, METRIC_requests_rejected_total, 1);
-    answer_error(self, world, request->exchange, &why);
+    bool is_new = call_name_exchange(self, call, request->exchange);
+    invariant(is_new); /* exchanges are never reused */
+    call_work(self, world, call, &(said_t){ .kind = kind, .body = request->body });
 }
 
 static void serve_chat(ingress_t *self, actor_t *world, const msg_http_request_t *request)
 {
-    serve_generation(self, world, request, OPENAI_CHAT);
+    serve_body(self, world, request, OPENAI_CHAT);
 }
 
 static void serve_completion(ingress_t *self, actor_t *world, const msg_http_request_t *request)
 {
-    serve_generation(self, world, request, OPENAI_COMPLETION);
+    serve_body(self, world, request, OPENAI_COMPLETION);
 }
 
-static void print_ids(const ingress_t *self, uint32_t count, writer_t *out)
+/* ---- /tokenize and /detokenize ---- */
+
+void print_tokens_begin(ingress_t *self, job_t *job)
 {
-    writer_text(out, "{\"count\":");
-    writer_number(out, count);
-    writer_text(out, ",\"max_model_len\":");
-    writer_number(out, self->context_max);
-    writer_text(out, ",\"tokens\":[");
-    for (uint32_t i = 0; i < count; i++) {
-        if (i > 0) writer_text(out, ",");
-        writer_number(out, self->ids[i]);
+    job->out = arena_output(job);
+    job->printed = 0;
+    job->detokenizer = (detokenizer_t){ 0 };
+    if (job->kind == OPENAI_DETOKENIZE) {
+        writer_text(&job->out, "{\"prompt\":\"");
+        return;
     }
-    writer_text(out, "]}");
+    writer_text(&job->out, "{\"count\":");
+    writer_number(&job->out, job->prompt_count);
+    writer_text(&job->out, ",\"max_model_len\":");
+    writer_number(&job->out, self->context_max);
+    writer_text(&job->out, ",\"tokens\":[");
 }
 
-static void print_prompt(const ingress_t *self, uint32_t count, writer_t *out)
+static void print_token(const ingress_t *self, job_t *job)
 {
     char text[DETOKENIZER_EMIT_MAX];
-    detokenizer_t detokenizer = { 0 };
-    writer_text(out, "{\"prompt\":\"");
-    for (uint32_t i = 0; i < count; i++)
-        writer_json_inside(out, text,
-                           detokenizer_push(&detokenizer, self->tokenizer, self->ids[i], false,
-                                            text, sizeof text));
-    writer_json_inside(out, text, detokenizer_finish(&detokenizer, text, sizeof text));
-    writer_text(out, "\"}");
+    uint32_t at = job->printed++;
+    if (job->kind == OPENAI_DETOKENIZE) {
+        size_t size = detokenizer_push(&job->detokenizer, self->tokenizer, job->ids[at], false,
+                                       text, sizeof text);
+        writer_json_inside(&job->out, text, size);
+        return;
+    }
+    if (at > 0) writer_text(&job->out, ",");
+    writer_number(&job->out, job->ids[at]);
 }
 
-static void serve_tokens(ingress_t *self, actor_t *world, const msg_http_request_t *request,
-                         openai_kind_t kind)
+static void print_end(job_t *job)
 {
-    openai_error_t why;
-    uint32_t count = 0;
-    err_t error = parse(self, kind, request->body, &why);
-    if (error == ERR_OK) error = admit_tokens(self, 0, &count, &why);
-    writer_t out = arena_output(self);
-    if (error == ERR_OK && kind == OPENAI_TOKENIZE) print_ids(self, count, &out);
-    if (error == ERR_OK && kind == OPENAI_DETOKENIZE) print_prompt(self, count, &out);
-    if (out.is_cut)
-        error =
-            openai_refuse(&why, ERR_TOO_LARGE, "", "The answer is larger than %zu bytes.", out.cap);
-    if (error == ERR_OK)
-        answer_json(world, request->exchange, 200, &out);
-    else
-        answer_error(self, world, request->exchange, &why);
+    char text[DETOKENIZER_EMIT_MAX];
+    if (job->kind == OPENAI_TOKENIZE) {
+        writer_text(&job->out, "]}");
+        return;
+    }
+    size_t size = detokenizer_finish(&job->detokenizer, text, sizeof text);
+    writer_json_inside(&job->out, text, size);
+    writer_text(&job->out, "\"}");
+}
+
+err_t print_tokens(ingress_t *self, actor_t *world, job_t *job, size_t *work, openai_error_t *why)
+{
+    enum { TOKEN_WORK = 4 };
+    call_t *call = &self->calls[job->call];
+    for (; job->printed < job->prompt_count && *work >= TOKEN_WORK; *work -= TOKEN_WORK)
+        print_token(self, job);
+    if (job->printed < job->prompt_count) {
+        *work = 0;
+        return ERR_OK;
+    }
+    print_end(job);
+    if (job->out.is_cut)
+        return openai_refuse(why, ERR_TOO_LARGE, "", "The answer is larger than %zu bytes.",
+                             job->out.cap);
+    answer_json(world, call->exchange, 200, &job->out);
+    call_free(self, call);
+    return ERR_OK;
 }
 
 static void serve_tokenize(ingress_t *self, actor_t *world, const msg_http_request_t *request)
 {
-    serve_tokens(self, world, request, OPENAI_TOKENIZE);
+    serve_body(self, world, request, OPENAI_TOKENIZE);
 }
 
 static void serve_detokenize(ingress_t *self, actor_t *world, const msg_http_request_t *request)
 {
-    serve_tokens(self, world, request, OPENAI_DETOKENIZE);
+    serve_body(self, world, request, OPENAI_DETOKENIZE);
 }
 
 /* ---- who may, and where ---- */
@@ -401,68 +409,91 @@ void on_http_request(void *state, actor_t *world, const msg_t *m)
 
 /* ---- ZeroMQ clients ---- */
 
-static err_t copy_stops(ingress_t *self, bytes_t stop, openai_error_t *why)
+static err_t copy_stops(job_t *job, openai_error_t *why)
 {
+    openai_call_t *parsed = job->parsed;
+    bytes_t stop = job->submit.stop;
     const char *text = stop.data;
     size_t at = 0;
     while (at < stop.size) {
         size_t size = strnlen(text + at, stop.size - at);
         if (size == 0 || size > OPENAI_STOP_BYTES_MAX || at + size == stop.size ||
-            self->parsed->stop_count == OPENAI_STOPS_MAX)
+            parsed->stop_count == OPENAI_STOPS_MAX)
             return openai_refuse(why, ERR_INVALID, "stop",
                                  "'stop' must hold at most %d strings of 1 to %d bytes, each "
                                  "followed by a NUL byte.",
                                  OPENAI_STOPS_MAX, OPENAI_STOP_BYTES_MAX);
-        char *copy = arena_take(&self->arena, size, 1);
+        char *copy = arena_take(&job->arena, size, 1);
         if (copy == NULL) return refuse_full(why);
         memcpy(copy, text + at, size);
-        self->parsed->stops[self->parsed->stop_count++] = (openai_text_t){ copy, size };
+        parsed->stops[parsed->stop_count++] = (openai_text_t){ copy, size };
         at += size + 1;
     }
     return ERR_OK;
 }
 
-static err_t copy_prompt(ingress_t *self, const msg_client_submit_t *submit, openai_error_t *why)
+/* Unlike JSON's, a client's bytes may be no UTF-8. */
+static err_t copy_text(job_t *job, openai_prompt_t *prompt, openai_error_t *why)
 {
-    openai_prompt_t *prompt = arena_take(&self->arena, 1, sizeof *prompt);
-    char *copy = arena_take(&self->arena, submit->content.size + 1, 1);
-    if (prompt == NULL || copy == NULL) return refuse_full(why);
-    if (submit->content.size > 0) memcpy(copy, submit->content.data, submit->content.size);
-    *prompt = (openai_prompt_t){ 0 };
-    if (submit->kind == 0) {
-        prompt->text = copy;
-        prompt->size = submit->content.size;
-    } else {
-        if (submit->content.size % 4 != 0)
-            return openai_refuse(why, ERR_INVALID, "content",
-                                 "Token ids are 4 bytes each, but 'content' has %zu bytes.",
-                                 submit->content.size);
-        prompt->ids = (const uint32_t *)(const void *)copy;
-        prompt->count = (uint32_t)(submit->content.size / 4);
-        for (uint32_t i = 0; i < prompt->count; i++) {
-            if (prompt->ids[i] >= tokenizer_vocab(self->tokenizer))
-                return openai_refuse(why, ERR_INVALID, "content",
-                                     "Token ids must be below %u, but one is %u.",
-                                     tokenizer_vocab(self->tokenizer), prompt->ids[i]);
-        }
-    }
-    self->parsed->prompts = prompt;
-    self->parsed->prompt_count = 1;
+    const uint8_t *from = job->submit.content.data;
+    size_t size = job->submit.content.size;
+    bool is_valid = utf8_valid_size(from, size) == size;
+    size_t needed = is_valid ? size : utf8_repair(from, size, NULL, 0);
+    char *text = arena_take(&job->arena, needed + 1, 1);
+    if (text == NULL) return refuse_full(why);
+    if (!is_valid)
+        utf8_repair(from, size, text, needed);
+    else if (size > 0)
+        memcpy(text, from, size);
+    prompt->text = text;
+    prompt->size = needed;
     return ERR_OK;
 }
 
-static err_t read_submit(ingress_t *self, const msg_client_submit_t *submit, openai_error_t *why)
+static err_t copy_ids(const ingress_t *self, job_t *job, openai_prompt_t *prompt,
+                      openai_error_t *why)
 {
-    openai_call_t *parsed = self->parsed;
+    bytes_t content = job->submit.content;
+    if (content.size % 4 != 0)
+        return openai_refuse(why, ERR_INVALID, "content",
+                             "Token ids are 4 bytes each, but 'content' has %zu bytes.",
+                             content.size);
+    uint32_t *ids = arena_take(&job->arena, content.size / 4 + 1, sizeof *ids);
+    if (ids == NULL) return refuse_full(why);
+    if (content.size > 0) memcpy(ids, content.data, content.size);
+    prompt->ids = ids;
+    prompt->count = (uint32_t)(content.size / 4);
+    for (uint32_t i = 0; i < prompt->count; i++) {
+        if (ids[i] >= tokenizer_vocab(self->tokenizer))
+            return openai_refuse(why, ERR_INVALID, "content",
+                                 "Token ids must be below %u, but one is %u.",
+                                 tokenizer_vocab(self->tokenizer), ids[i]);
+    }
+    return ERR_OK;
+}
+
+static err_t copy_prompt(const ingress_t *self, job_t *job, openai_error_t *why)
+{
+    openai_prompt_t *prompt = arena_take(&job->arena, 1, sizeof *prompt);
+    if (prompt == NULL) return refuse_full(why);
+    *prompt = (openai_prompt_t){ 0 };
+    job->parsed->prompts = prompt;
+    job->parsed->prompt_count = 1;
+    return job->submit.kind == 0 ? copy_text(job, prompt, why) : copy_ids(self, job, prompt, why);
+}
+
+static err_t read_submit(const ingress_t *self, job_t *job, openai_error_t *why)
+{
+    const msg_client_submit_t *submit = &job->submit;
+    openai_call_t *parsed = job->parsed;
     err_t error = ERR_OK;
-    self->arena.used = 0;
     if (submit->kind == 2) {
-        error = openai_parse_messages(parsed, submit->content, &self->arena, why);
+        error = openai_parse_messages(parsed, submit->content, &job->arena, why);
     } else {
         memset(parsed, 0, sizeof *parsed);
         parsed->kind = OPENAI_COMPLETION;
         parsed->thinking = -1;
-        error = copy_prompt(self, submit, why);
+        error = copy_prompt(self, job, why);
     }
     if (error != ERR_OK) return error;
     snprintf(parsed->model, sizeof parsed->model, "%s", submit->model);
@@ -474,8 +505,27 @@ static err_t read_submit(ingress_t *self, const msg_client_submit_t *submit, ope
     parsed->max_tokens = submit->max_tokens;
     parsed->stop_id_count = submit->stop_ids_count;
     memcpy(parsed->stop_ids, submit->stop_ids, sizeof submit->stop_ids);
-    error = copy_stops(self, submit->stop, why);
-    return error == ERR_OK ? admit_model(self, why) : error;
+    return copy_stops(job, why);
+}
+
+static err_t check_model(const ingress_t *self, const openai_call_t *parsed, openai_error_t *why)
+{
+    const char *asked = parsed->model;
+    if (asked[0] == 0 || strcmp(asked, self->model_name) == 0) return ERR_OK;
+    openai_refuse(why, ERR_NOT_FOUND, "model",
+                  "The model '%s' does not exist; this server has '%s'.", asked, self->model_name);
+    why->code = "model_not_found";
+    return ERR_NOT_FOUND;
+}
+
+err_t read_job(ingress_t *self, job_t *job, openai_error_t *why)
+{
+    job->parsed->kind = job->kind;
+    err_t error = self->calls[job->call].is_client
+                      ? read_submit(self, job, why)
+                      : openai_parse(job->parsed, job->body, tokenizer_vocab(self->tokenizer),
+                                     &job->arena, why);
+    return error == ERR_OK ? check_model(self, job->parsed, why) : error;
 }
 
 static err_t admit_client(ingress_t *self, actor_t *world, const msg_t *m, openai_error_t *why)
@@ -484,8 +534,6 @@ static err_t admit_client(ingress_t *self, actor_t *world, const msg_t *m, opena
     if (!is_known_key(self->config, submit->key))
         return openai_refuse(why, ERR_UNAUTHORIZED, "key",
                              "The API key that was sent is not known to this server.");
-    err_t error = read_submit(self, submit, why);
-    if (error != ERR_OK) return error;
     if (call_find_client(self, m->header.from, m->header.request) != NULL)
         return openai_refuse(why, ERR_INVALID, "request",
                              "A request of this id is running already.");
@@ -496,7 +544,9 @@ static err_t admit_client(ingress_t *self, actor_t *world, const msg_t *m, opena
         call->deadline_us = call->arrived_us + submit->deadline_us;
     bool is_new = call_name_client(self, call, m->header.from, m->header.request);
     invariant(is_new);
-    return admit(self, world, call, why);
+    openai_kind_t kind = submit->kind == 2 ? OPENAI_CHAT : OPENAI_COMPLETION;
+    call_work(self, world, call, &(said_t){ .kind = kind, .submit = submit });
+    return ERR_OK;
 }
 
 void on_client_submit(void *state, actor_t *world, const msg_t *m)

@@ -158,20 +158,8 @@ chat_t *chat_new(const char *dir, const tokenizer_t *tokenizer, error_text_t *wh
 void chat_destroy(chat_t **self)
 {
     if (!*self) return;
-    free((*self)->text);
     free(*self);
     *self = NULL;
-}
-
-bool chat_reserve(chat_t *self, size_t text_bytes)
-{
-    if (text_bytes <= self->text_cap) return true;
-    size_t cap = text_bytes > 2 * self->text_cap ? text_bytes : 2 * self->text_cap;
-    char *text = realloc(self->text, cap);
-    if (!text) return false;
-    self->text = text;
-    self->text_cap = cap;
-    return true;
 }
 
 uint32_t chat_begin_token(const chat_t *self)
@@ -209,16 +197,14 @@ static bool check_messages(const chat_t *self, const chat_message_t *messages, u
     return true;
 }
 
-size_t chat_render(chat_t *self, tokenizer_t *tokenizer, const chat_message_t *messages,
-                   uint32_t count, int thinking, uint32_t *ids, size_t cap, error_text_t *why)
+bool chat_render(const chat_t *self, const chat_message_t *messages, uint32_t count, int thinking,
+                 pieces_t *pieces, error_text_t *why)
 {
-    if (!check_messages(self, messages, count, why)) return 0;
-    render_t out = { .chat = self, .tokenizer = tokenizer, .ids = ids, .cap = cap };
+    if (!check_messages(self, messages, count, why)) return false;
+    render_t out = { .chat = self, .pieces = pieces };
     out.is_thinking = self->template->can_switch && thinking == 1;
-    self->text_size = 0;
     self->template->render(&out, messages, count);
-    chat_flush(&out);
-    return out.count;
+    return true;
 }
 
 /* What the templates do at the end of their prompt. */

@@ -45,17 +45,13 @@ const char *chat_name(const chat_t *self);
  * says add_bos_token, else UINT32_MAX.  Conversations get theirs from the template. */
 uint32_t chat_begin_token(const chat_t *self);
 
-/* Make room for messages of this many bytes in all; after that chat_render does not allocate for
- * them.  False: no memory. */
-MUST_CHECK bool chat_reserve(chat_t *self, size_t text_bytes);
-
-/* Render messages and tokenise them, begin token and generation prompt included, into ids (at most
- * cap). thinking: -1 the template's default, 0 off, 1 on; only V3.1 can switch, for the others it
- * says nothing. A content of NULL is empty.  Where the published template adds no generation prompt
- * (after tool outputs; V3.1 also after an assistant's message) neither does this.  Returns the
- * number of ids needed; 0 with *why when a message cannot be rendered. */
-size_t chat_render(chat_t *self, tokenizer_t *tokenizer, const chat_message_t *messages,
-                   uint32_t count, int thinking, uint32_t *ids, size_t cap, error_text_t *why);
+/* Append messages, begin token and generation prompt included, to the pieces; a piece that had no
+ * room shows in them.  Texts must be valid UTF-8.  thinking: -1 the template's default, 0 off, 1
+ * on; only V3.1 can switch, for the others it says nothing. A content of NULL is empty.  Where the
+ * published template adds no generation prompt (after tool outputs; V3.1 also after an assistant's
+ * message) neither does this.  False with *why when a message cannot be rendered. */
+MUST_CHECK bool chat_render(const chat_t *self, const chat_message_t *messages, uint32_t count,
+                            int thinking, pieces_t *pieces, error_text_t *why);
 
 /* How answers of this template are split: the ids that open and close reasoning (UINT32_MAX: none),
  * and whether the prompt that ends with message `last` has already opened it: a continued answer,

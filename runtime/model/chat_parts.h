@@ -41,15 +41,11 @@ struct chat {
     const template_t *template;
     uint32_t ids[SPECIALS_MAX];
     uint32_t begin; /* of texts that are no conversation; NO_TOKEN: none */
-    char *text;     /* plain text not yet tokenised */
-    size_t text_size, text_cap;
 };
 
 struct render {
-    chat_t *chat;
-    tokenizer_t *tokenizer;
-    uint32_t *ids;
-    size_t cap, count;
+    const chat_t *chat;
+    pieces_t *pieces;
     bool is_thinking;
     /* What the published templates keep while they walk over the messages. */
     bool is_tool, is_output_first, is_last_user;
@@ -60,8 +56,5 @@ struct render {
 void chat_render_tiny(render_t *out, const chat_message_t *messages, uint32_t count);
 void chat_render_v3(render_t *out, const chat_message_t *messages, uint32_t count); /* and R1 */
 void chat_render_v3_1(render_t *out, const chat_message_t *messages, uint32_t count);
-
-/* Tokenise the plain text gathered since the last special token. */
-void chat_flush(render_t *out);
 
 #endif

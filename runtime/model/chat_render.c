@@ -1,39 +1,24 @@
 /* runtime/model/chat_render.c - the published templates, message by message.
  *
- * A rendering is special tokens by id and plain text between them.  Plain text is gathered until
- * the next special token and then tokenised as one piece, as the rendered string would be, but
- * without looking for special tokens in it.
+ * A rendering is special tokens by id and plain text between them.  What lies between two special
+ * tokens is tokenised as one piece, as the rendered string would be, but without looking for
+ * special tokens in it.
  */
 #include <string.h>
 #include <utf8proc.h>
 
-#include "../invariant.h"
 #include "chat_parts.h"
 
 /* ---- pieces ---- */
 
-void chat_flush(render_t *out)
-{
-    size_t room = out->cap > out->count ? out->cap - out->count : 0;
-    uint32_t *to = room ? out->ids + out->count : NULL;
-    out->count +=
-        tokenizer_encode(out->tokenizer, out->chat->text, out->chat->text_size, false, to, room);
-    out->chat->text_size = 0;
-}
-
 static void special(render_t *out, special_t which)
 {
-    chat_flush(out);
-    if (out->count < out->cap) out->ids[out->count] = out->chat->ids[which];
-    out->count++;
+    pieces_add_id(out->pieces, out->chat->ids[which]);
 }
 
 static void plain(render_t *out, const char *text, size_t size)
 {
-    chat_t *chat = out->chat;
-    invariant(chat_reserve(chat, chat->text_size + size));
-    if (size) memcpy(chat->text + chat->text_size, text, size);
-    chat->text_size += size;
+    pieces_add_text(out->pieces, text, size);
 }
 
 static void literal(render_t *out, const char *text)

@@ -335,6 +335,7 @@ static void test_ingress_text_that_cannot_fit_is_not_tokenised(void **state)
     memset(body + head, 'a', BYTES);
     memcpy(body + head + BYTES, "\"}", 3);
     ask(world, "POST", "/v1/completions", body);
+    fake_run(world, 0);
     assert_int_equal(http.status, 400);
     assert_has("no text of more than");
     free(body);
@@ -746,6 +747,7 @@ static void test_ingress_text_beyond_every_context_is_refused_unread(void **stat
     memset(body + used, 'a', BYTES);
     memcpy(body + used + BYTES, "\"}", 3);
     ask(world, "POST", "/v1/completions", body);
+    fake_run(world, 0);
     assert_int_equal(http.status, 400);
     assert_has("context_length_exceeded");
     destroy(world);

@@ -83,11 +83,26 @@ static void read_talk(const cJSON *list, talk_t *talk)
     }
 }
 
+static uint8_t rendered_bytes[1 << 20];
+
+/* The count of ids that the rendering needs; 0: it was refused. */
+static size_t render_into(const chat_t *chat, tokenizer_t *tokenizer, const talk_t *talk,
+                          int thinking, size_t cap, error_text_t *why)
+{
+    pieces_t pieces;
+    encoding_t encoding;
+    size_t work = SIZE_MAX;
+    pieces_begin(&pieces, rendered_bytes, sizeof rendered_bytes);
+    if (!chat_render(chat, talk->messages, talk->count, thinking, &pieces, why)) return 0;
+    encoding_begin_pieces(&encoding, &pieces, ids, cap);
+    assert_true(tokenizer_encode_step(tokenizer, &encoding, &work));
+    return encoding.count;
+}
+
 static size_t render(chat_t *chat, tokenizer_t *tokenizer, const talk_t *talk, int thinking)
 {
     error_text_t why = { "" };
-    size_t count =
-        chat_render(chat, tokenizer, talk->messages, talk->count, thinking, ids, IDS_MAX, &why);
+    size_t count = render_into(chat, tokenizer, talk, thinking, IDS_MAX, &why);
     if (count == 0) fail_msg("%s", why.text);
     assert_true(count <= IDS_MAX);
     return count;
@@ -293,8 +308,7 @@ static void check_refused(const char *name, const talk_t *talk, const char *part
 {
     error_text_t why = { "" };
     chat_t *chat = open_template(name);
-    assert_int_equal(
-        chat_render(chat, tokenizer, talk->messages, talk->count, -1, ids, IDS_MAX, &why), 0);
+    assert_int_equal(render_into(chat, tokenizer, talk, -1, IDS_MAX, &why), 0);
     if (!strstr(why.text, part)) fail_msg("\"%s\" does not say \"%s\"", why.text, part);
     chat_destroy(&chat);
 }
@@ -487,7 +501,7 @@ static void test_chat_small_buffer_still_tells_the_need(void **state)
     memcpy(expected, ids, count * sizeof *ids);
     for (size_t cap = 0; cap < count; cap++) {
         memset(ids, 0xff, sizeof ids);
-        assert_int_equal(chat_render(chat, tokenizer, talk.messages, 1, -1, ids, cap, &why), count);
+        assert_int_equal(render_into(chat, tokenizer, &talk, -1, cap, &why), count);
         assert_memory_equal(ids, expected, cap * sizeof *ids);
         assert_int_equal(ids[cap], UINT32_MAX);
     }
