@@ -6,26 +6,16 @@
 #include <string.h>
 
 #include "../invariant.h"
+#include "../model/tokenizer_utf8.h"
 #include "parse.h"
-#include <utf8proc.h>
 
 static err_t check_utf8(const uint8_t *text, size_t size, openai_error_t *why)
 {
-    size_t at = 0;
-    while (at < size) {
-        if (text[at] < 0x80) {
-            at++;
-            continue;
-        }
-        utf8proc_int32_t point;
-        utf8proc_ssize_t used = utf8proc_iterate(text + at, (utf8proc_ssize_t)(size - at), &point);
-        if (used <= 0)
-            return openai_refuse(why, ERR_INVALID, "",
-                                 "The body must be UTF-8, but byte 0x%02x at position %zu is not.",
-                                 text[at], at);
-        at += (size_t)used;
-    }
-    return ERR_OK;
+    size_t valid = utf8_valid_size(text, size);
+    if (valid == size) return ERR_OK;
+    return openai_refuse(why, ERR_INVALID, "",
+                         "The body must be UTF-8, but byte 0x%02x at position %zu is not.",
+                         text[valid], valid);
 }
 
 typedef struct {
@@ -93,6 +83,27 @@ static err_t scan_escape(scan_t *self)
     return ERR_OK;
 }
 
+/* Whether one of eight bytes is below this, which is at most 128. */
+static bool has_below(uint64_t eight, uint8_t bound)
+{
+    const uint64_t ones = 0x0101010101010101u;
+    return ((eight - ones * bound) & ~eight & ones << 7) != 0;
+}
+
+static bool has_byte(uint64_t eight, uint8_t byte)
+{
+    return has_below(eight ^ (0x0101010101010101u * byte), 1);
+}
+
+/* Pass over what a text is mostly made of, eight bytes at a time. */
+static void skip_plain(scan_t *self)
+{
+    for (uint64_t eight; self->size - self->at >= sizeof eight; self->at += sizeof eight) {
+        memcpy(&eight, self->text + self->at, sizeof eight);
+        if (has_byte(eight, '"') || has_byte(eight, '\\') || has_below(eight, ' ')) return;
+    }
+}
+
 /* From the quote that opens a text to behind the one that closes it; the parser misses the latter
  * where it is absent. */
 static err_t scan_text(scan_t *self)
@@ -100,6 +111,8 @@ static err_t scan_text(scan_t *self)
     err_t error = ERR_OK;
     self->at++;
     while (self->at < self->size && error == ERR_OK) {
+        skip_plain(self);
+        if (self->at == self->size) break;
         unsigned char byte = (unsigned char)self->text[self->at];
         if (byte == '"') {
             self->at++;
