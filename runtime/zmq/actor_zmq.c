@@ -120,6 +120,7 @@ static void report_when_due(actor_t *world)
     uint64_t now_us = actor_now_us(world);
     if (now_us - world->reported_us < 1000000) return;
     world->reported_us = now_us;
+    links_keep(world);
     report_send(world);
 }
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "state.h"
 
@@ -101,6 +102,29 @@ static err_t router_open(actor_t *world, uint32_t mark)
     channel->event = watch_socket(world, channel->socket, on_socket, channel);
     channel->may_read = true;
     return channel->event ? ERR_OK : ERR_IO;
+}
+
+/* The path of an ipc endpoint; NULL: another carrier's. */
+static const char *path_of(const char *endpoint)
+{
+    static const char ipc[] = "ipc://";
+    return strncmp(endpoint, ipc, sizeof ipc - 1) == 0 ? endpoint + sizeof ipc - 1 : NULL;
+}
+
+/* The old name stays bound, for libzmq would remove the new one when it lets go of it. */
+void links_keep(actor_t *world)
+{
+    char endpoint[PATH_BYTES];
+    void *socket = world->channels[0].socket;
+    if (!socket || world_endpoint(world->config, world->self, endpoint, sizeof endpoint) == 0)
+        return;
+    const char *path = path_of(endpoint);
+    if (!path || access(path, F_OK) == 0 || errno != ENOENT) return;
+    if (zmq_bind(socket, endpoint)) {
+        world_fail(world, refuse(world, "cannot bind", endpoint));
+        return;
+    }
+    actor_log(world, LOG_WARN, "WIRE-NAME", "somebody deleted %s; it is back", path);
 }
 
 /* Tells of connections made and ended.  Each opening has an endpoint of its own, for the old one

@@ -173,6 +173,8 @@ void links_close(actor_t *world);
 void links_receive(actor_t *world, uint32_t *budget);
 /* Look at ZMQ_EVENTS again, after sends; true when something waits to be received. */
 bool links_have_more(actor_t *world);
+/* Those who connect find us by a socket's name, which somebody may have deleted: put it back. */
+void links_keep(actor_t *world);
 /* Close the peer's DEALER and open it anew: ends whatever state the old connection was stuck in. */
 void link_reopen(peer_t *peer);
 

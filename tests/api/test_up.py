@@ -513,6 +513,17 @@ def test_pools_deleted_while_it_runs_requests_finish_unchanged(stub, expected):
     wait_until(lambda: len(list(stub.directory.glob("*.pool"))) == 5, 5, "every pool has its name again")
 
 
+def test_sockets_deleted_while_it_runs_actors_are_still_restarted(stub, expected):
+    """Broken: an actor that dies after somebody cleaned up the directory reaches nobody any more."""
+    for socket in stub.directory.glob("*.sock"):
+        socket.unlink()
+    old = pids_of(stub)["decode_worker.0"]
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: pids_of(stub).get("decode_worker.0", old) != old, 15, "decode_worker.0 is started again")
+    wait_until(lambda: stub.get("/ready")[0] == 200, 10, "ready")
+    assert ask(stub, 1) == expected[1]
+
+
 def test_configuration_deleted_while_it_runs_actors_are_still_restarted(stub, expected):
     """Broken: the next actor that dies cannot read what it is to be, and takes the company with it."""
     (stub.directory / "company.yaml").unlink()

@@ -409,6 +409,27 @@ static void test_links_stop_says_how_long_to_drain_after_a_signal_too(void **sta
     toy_config_free(config);
 }
 
+/* If this failed, an actor that is started again after somebody cleaned up the directory would
+ * reach nobody, for ever. */
+static void test_links_deleted_name_comes_back(void **state)
+{
+    char path[512];
+    config_t *config = toy_config();
+    toy_t *binder = toy_start(config, prefill_lb, 1), *old = toy_start(config, ingress, 2);
+    assert_true(toy_wait(binder, MSG_peer_up, 1) && toy_wait(old, MSG_peer_up, 1));
+    snprintf(path, sizeof path, "%s/prefill_lb-0.sock", config->wire.directory);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(toy_stop(old), ERR_OK);
+    toy_t *new = toy_start(config, ingress, 3);
+    assert_true(toy_wait(new, MSG_peer_up, 1));
+    assert_int_equal(toy_send(binder, ingress, 5, 1), ERR_OK);
+    assert_true(toy_wait(new, MSG_cancel, 1));
+    assert_int_equal(toy_stop(new), ERR_OK);
+    assert_int_equal(toy_stop(binder), ERR_OK);
+    assert_int_equal(access(path, F_OK), -1);
+    toy_config_free(config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -423,6 +444,7 @@ int main(void)
         cmocka_unit_test(test_links_routing_ids_longer_than_any_are_refused),
         cmocka_unit_test(test_links_only_who_connects_sends_heartbeats_of_zmtp),
         cmocka_unit_test(test_links_stop_says_how_long_to_drain_after_a_signal_too),
+        cmocka_unit_test(test_links_deleted_name_comes_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
