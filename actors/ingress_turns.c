@@ -58,18 +58,21 @@ static err_t reserve_text(ingress_t *self, actor_t *world)
 }
 
 /* Address space, most of it: a body's memory is touched as far as the body needs, and given back.
- */
+ * In one piece, for what is small enough malloc takes from memory that is resident already. */
 static void make_jobs(ingress_t *self, actor_t *world)
 {
     size_t size = ARENA_BODIES * body_bytes_max(self),
            room = least(JOBS_MAX, arenas_bytes_max / size);
     uint32_t count = room < JOBS_LEAST ? JOBS_LEAST : (uint32_t)room;
     self->jobs = actor_alloc(world, 1 + count, sizeof *self->jobs);
+    openai_call_t *parsed = actor_alloc(world, 1 + count, sizeof *parsed);
+    uint8_t *arenas = actor_alloc(world, 1 + count, size);
+    uint32_t *ids = actor_alloc(world, 1 + count, CONTEXT_MAX * sizeof *ids);
     for (uint32_t i = 0; i <= count; i++) {
         job_t *job = &self->jobs[i];
-        job->arena = (arena_t){ .bytes = actor_alloc(world, 1, size), .size = size };
-        job->parsed = actor_alloc(world, 1, sizeof *job->parsed);
-        job->ids = actor_alloc(world, CONTEXT_MAX, sizeof *job->ids);
+        job->arena = (arena_t){ .bytes = arenas + i * size, .size = size };
+        job->parsed = &parsed[i];
+        job->ids = ids + (size_t)i * CONTEXT_MAX;
         job->next = i < count ? i + 1 : NONE;
     }
     self->free_job = 1;

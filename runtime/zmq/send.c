@@ -31,11 +31,6 @@ err_t batches_open(actor_t *world)
     world->batch_memory = map_lazily(world->batch_memory_bytes);
     world->large = map_lazily(LARGE_BYTES);
     if (!world->batch_memory || !world->large) return ERR_NO_SPACE;
-    batch_t *batches = world->batch_memory;
-    for (uint32_t i = count; i-- > 0;) {
-        batches[i].next = world->batch_free;
-        world->batch_free = &batches[i];
-    }
     return ERR_OK;
 }
 
@@ -51,8 +46,11 @@ static void batch_take(actor_t *world, peer_t *peer)
 {
     if (peer->batch) return;
     batch_t *batch = world->batch_free;
-    invariant(batch);
-    world->batch_free = batch->next;
+    if (batch)
+        world->batch_free = batch->next;
+    else
+        batch = (batch_t *)world->batch_memory + world->batches_used++;
+    invariant(world->batches_used <= batch_count(world));
     batch->size = 0;
     batch->count = 0;
     peer->batch = batch;

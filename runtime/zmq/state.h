@@ -144,6 +144,7 @@ struct actor {
     int32_t client_free_first, client_free_last;
 
     batch_t *batch_free;
+    uint32_t batches_used; /* the others were never taken: no page of theirs is resident */
     void *batch_memory;
     size_t batch_memory_bytes;
     uint8_t *large;
