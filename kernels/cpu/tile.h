@@ -50,14 +50,19 @@ INLINE void multiply_tile(const tile_t *tile, const uint32_t rows, const uint32_
     }
 }
 
-/* Rows in one tile when it is two vectors wide, and when it is as wide as a few rows allow. */
+/* Rows in one tile, which is two vectors wide. */
 enum { NARROW_VECTORS = 2, NARROW_ROWS = TILE_VECTORS_MAX / NARROW_VECTORS };
-enum { WIDE_ROWS = 3, WIDE_VECTORS = TILE_VECTORS_MAX / WIDE_ROWS };
+
+/* A tile of one or two rows waits for its own additions: seven or eight are split in the middle. */
+INLINE int is_full_tile(uint32_t rows)
+{
+    return rows >= NARROW_ROWS && (NARROW_ROWS > 8 || rows == NARROW_ROWS || rows > 8);
+}
 
 /* Any number of rows, two vectors of columns. */
 static inline void multiply_narrow(tile_t tile, uint32_t rows)
 {
-    for (; rows >= NARROW_ROWS; rows -= NARROW_ROWS) {
+    for (; is_full_tile(rows); rows -= NARROW_ROWS) {
         multiply_tile(&tile, NARROW_ROWS, NARROW_VECTORS);
         tile.a += NARROW_ROWS * tile.a_stride;
         tile.c += NARROW_ROWS * tile.c_stride;
@@ -68,23 +73,14 @@ static inline void multiply_narrow(tile_t tile, uint32_t rows)
         tile.c += 8 * tile.c_stride;
         rows -= 8;
     }
-    if (rows >= 4) {
+    for (; rows >= 4; rows -= 4) {
         multiply_tile(&tile, 4, NARROW_VECTORS);
         tile.a += 4 * tile.a_stride;
         tile.c += 4 * tile.c_stride;
-        rows -= 4;
     }
     if (rows == 3) multiply_tile(&tile, 3, NARROW_VECTORS);
     if (rows == 2) multiply_tile(&tile, 2, NARROW_VECTORS);
     if (rows == 1) multiply_tile(&tile, 1, NARROW_VECTORS);
-}
-
-/* One to three rows, many columns: enough chains in flight to hide the latency of an addition. */
-static inline void multiply_wide(const tile_t *tile, uint32_t rows)
-{
-    if (rows == 1) multiply_tile(tile, 1, WIDE_VECTORS);
-    if (rows == 2) multiply_tile(tile, 2, WIDE_VECTORS);
-    if (rows == 3) multiply_tile(tile, 3, WIDE_VECTORS);
 }
 
 /* out[r][j] = a[r] . b[j] for up to four rows and DOT_COLUMNS columns of `depth` values. */
