@@ -70,7 +70,7 @@ static tensor_t new_tensor(dtype_t dtype, uint32_t rows, uint32_t cols)
 {
     tensor_t x = { .dtype = dtype, .rows = rows, .cols = cols, .stride = cols };
     size_t count = (size_t)rows * cols;
-    x.data = fill(count * (dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1), 0);
+    x.data = fill(count * dtype_bytes(dtype), 0);
     for (size_t i = 0; i < count; i++) {
         float value = (float)((i * 2654435761U >> 7) % 2001) * 0.001F - 1.0F;
         if (dtype == DTYPE_F32) ((float *)x.data)[i] = value;

@@ -18,6 +18,12 @@ extern "C" {
 
 typedef enum { DTYPE_F32, DTYPE_BF16, DTYPE_F8E4M3 } dtype_t;
 
+/* Of one value. */
+static inline size_t dtype_bytes(dtype_t dtype)
+{
+    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
+}
+
 /* Rows of a matrix in the device's memory.  F8E4M3 carries scales (value = byte * scale): for
  * weights one F32 per 128x128 block, block row by block row; for activations one per row and 128
  * columns, at scales[row * scale_stride + block] on the CPU and at scales[block * scale_stride +

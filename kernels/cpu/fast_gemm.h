@@ -32,10 +32,7 @@ enum {
 int NAME(prepare_size)(const tensor_t *w, size_t *bytes)
 {
     size_t panels = (w->rows + PANEL - 1) / PANEL;
-    *bytes = panels * PANEL * w->cols *
-             (w->dtype == DTYPE_F32    ? 4
-              : w->dtype == DTYPE_BF16 ? 2
-                                       : 1);
+    *bytes = panels * PANEL * w->cols * dtype_bytes(w->dtype);
     return 0;
 }
 
@@ -82,11 +79,6 @@ enum {
 };
 _Static_assert((int)THREAD_BYTES <= (int)QUEUE_THREAD_BYTES, "what queues are made for");
 
-INLINE size_t weight_bytes(dtype_t dtype)
-{
-    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
-}
-
 INLINE vector_t expand_vector(const void *packed, dtype_t dtype, size_t at, vector_t scale)
 {
     if (dtype == DTYPE_F32) return vector_load((const float *)packed + at);
@@ -100,9 +92,9 @@ INLINE void expand_vectors(const tensor_t *w, size_t at, vector_t scale, float *
         vector_store(out + v, expand_vector(w->packed, w->dtype, at + v, scale));
 }
 
-/* Rows first .. first + depth of one panel, to `out` with `stride` floats from row to row. */
+/* Rows first .. first + depth of one panel. */
 static void expand_panel(const tensor_t *w, uint32_t panel, uint32_t first, uint32_t depth,
-                         float *out, size_t stride)
+                         float *out)
 {
     const float *scales =
         w->scales ? w->scales + (size_t)(panel * PANEL / BLOCK_COLS) * w->scale_stride : NULL;
@@ -111,7 +103,7 @@ static void expand_panel(const tensor_t *w, uint32_t panel, uint32_t first, uint
         vector_t scale = vector_set(scales ? scales[k / BLOCK_COLS] * 256.0F : 1.0F);
         end = (k / BLOCK_COLS + 1) * BLOCK_COLS;
         if (end > first + depth) end = first + depth;
-        for (; k < end; k++, at += PANEL, out += stride) expand_vectors(w, at, scale, out);
+        for (; k < end; k++, at += PANEL, out += PANEL) expand_vectors(w, at, scale, out);
     }
 }
 
@@ -141,7 +133,7 @@ static void multiply_panel(const gemm_t *gemm, uint32_t panel, float *block, flo
 {
     uint32_t col = panel * PANEL;
     int is_direct = is_in_place(gemm, col + PANEL);
-    size_t step = weight_bytes(gemm->w->dtype) * PANEL;
+    size_t step = dtype_bytes(gemm->w->dtype) * PANEL;
     tile_t tile = { .b = block, .b_stride = PANEL, .a_stride = gemm->x_stride, .next_step = step };
     tile.c = is_direct ? row_f32(gemm->out, gemm->first_row) + col : sums;
     tile.c_stride = is_direct ? gemm->out->stride : PANEL;
@@ -149,7 +141,7 @@ static void multiply_panel(const gemm_t *gemm, uint32_t panel, float *block, flo
         tile.depth = gemm->w->cols - k < K_BLOCK ? gemm->w->cols - k : K_BLOCK;
         tile.is_first = k == 0;
         tile.a = gemm->x + k;
-        expand_panel(gemm->w, panel, k, tile.depth, block, PANEL);
+        expand_panel(gemm->w, panel, k, tile.depth, block);
         /* The memory is idle while rows pass over the block: the next one follows this one. */
         size_t next_row = (size_t)panel * gemm->w->cols + k + tile.depth;
         tile.next = (const char *)gemm->w->packed + next_row * step;
@@ -178,7 +170,7 @@ INLINE void add_few(const few_t *few, uint32_t first, uint32_t end, vector_t sca
         UNROLL for (uint32_t v = 0; v < vectors; v++)
         {
             size_t here = at + v / NARROW_VECTORS * panel_size + v % NARROW_VECTORS * LANES;
-            const char *byte = (const char *)w->packed + here * weight_bytes(dtype);
+            const char *byte = (const char *)w->packed + here * dtype_bytes(dtype);
             if (v % NARROW_VECTORS == 0) _mm_prefetch(byte + FEW_AHEAD, _MM_HINT_T0);
             columns[v] = expand_vector(w->packed, dtype, here, scale);
         }

@@ -128,7 +128,7 @@ INLINE void dot_tile(const dots_t *dots, const uint32_t rows)
 /* The address of element `at` of data of this dtype. */
 INLINE const void *element(const void *data, dtype_t dtype, size_t at)
 {
-    return (const char *)data + at * (dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1);
+    return (const char *)data + at * dtype_bytes(dtype);
 }
 
 /* out = from as F32; `scale` only counts for F8E4M3. */

@@ -161,15 +161,10 @@ __device__ __forceinline__ value_t *piece_of(const tensor_t &x, uint32_t row, ui
 
 /* ---- on the host ---- */
 
-inline size_t value_bytes(dtype_t dtype)
-{
-    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
-}
-
 /* What the kernels of whole pieces ask of a tensor of activations. */
 inline bool has_pieces(const tensor_t *x)
 {
-    bool is_aligned = (uintptr_t)x->data % 16 == 0 && x->stride * value_bytes(x->dtype) % 16 == 0;
+    bool is_aligned = (uintptr_t)x->data % 16 == 0 && x->stride * dtype_bytes(x->dtype) % 16 == 0;
     bool has_scales = x->dtype != DTYPE_F8E4M3 || (x->scales && x->scale_stride >= x->rows);
     return is_aligned && has_scales && x->cols > 0 && x->cols % PIECE == 0 &&
            (x->stride >= x->cols || x->rows <= 1);

@@ -42,11 +42,6 @@ struct ep_group {
 
 /* ---- memory ---- */
 
-static size_t element_bytes(dtype_t dtype)
-{
-    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
-}
-
 typedef struct {
     char *base; /* NULL: only count */
     size_t used;
@@ -63,7 +58,7 @@ static tensor_t carve_rows(carver_t *carver, dtype_t dtype, uint32_t rows, uint3
 {
     uint32_t blocks = (cols + SCALE_COLS - 1) / SCALE_COLS;
     tensor_t made = { .dtype = dtype, .rows = rows, .cols = cols, .stride = cols };
-    made.data = carve(carver, (size_t)rows * cols, element_bytes(dtype));
+    made.data = carve(carver, (size_t)rows * cols, dtype_bytes(dtype));
     if (dtype != DTYPE_F8E4M3) return made;
     made.scales = carve(carver, (size_t)rows * blocks, sizeof(float));
     made.scale_stride = blocks;
@@ -219,7 +214,7 @@ err_t ep_group_agree(ep_group_t *self, uint32_t mine, uint32_t *all)
 static tensor_t part_of(const tensor_t *x, uint32_t first, uint32_t rows)
 {
     tensor_t part = *x;
-    part.data = (char *)x->data + first * x->stride * element_bytes(x->dtype);
+    part.data = (char *)x->data + first * x->stride * dtype_bytes(x->dtype);
     if (x->scales) part.scales = x->scales + (size_t)first * x->scale_stride;
     part.rows = rows;
     return part;

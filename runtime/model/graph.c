@@ -13,16 +13,11 @@ enum { ALIGNMENT = 64 };
 
 /* ---- scratch ---- */
 
-static size_t element_bytes(dtype_t dtype)
-{
-    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
-}
-
 tensor_t graph_rows(const tensor_t *x, uint32_t first, uint32_t rows)
 {
     tensor_t part = *x;
     invariant((uint64_t)first + rows <= x->rows);
-    part.data = (char *)x->data + first * x->stride * element_bytes(x->dtype);
+    part.data = (char *)x->data + first * x->stride * dtype_bytes(x->dtype);
     part.rows = rows;
     return part;
 }
@@ -47,7 +42,7 @@ static void *carve(carver_t *carver, size_t bytes)
 
 static tensor_t carve_tensor(carver_t *carver, dtype_t dtype, uint32_t rows, uint32_t cols)
 {
-    void *data = carve(carver, (size_t)rows * cols * element_bytes(dtype));
+    void *data = carve(carver, (size_t)rows * cols * dtype_bytes(dtype));
     return (tensor_t){ .data = data, .dtype = dtype, .rows = rows, .cols = cols, .stride = cols };
 }
 

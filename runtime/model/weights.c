@@ -39,11 +39,6 @@ static void *allocate(loaded_t *self, size_t bytes)
     return memory;
 }
 
-static size_t element_bytes(dtype_t dtype)
-{
-    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
-}
-
 static uint32_t scale_blocks(uint32_t count)
 {
     return (count + SCALE_BLOCK - 1) / SCALE_BLOCK;
@@ -155,7 +150,7 @@ static err_t take_raw(loaded_t *self, tensor_t *out, wanted_t wanted)
     *out = (tensor_t){
         .dtype = dtype, .rows = wanted.rows, .cols = wanted.cols, .stride = wanted.cols
     };
-    out->data = place(self, tensor, element_bytes(dtype));
+    out->data = place(self, tensor, dtype_bytes(dtype));
     if (!out->data) return ERR_MODEL;
     report(self);
     return dtype == DTYPE_F8E4M3 ? take_scales(self, out, wanted) : ERR_OK;
@@ -199,7 +194,7 @@ static err_t take(loaded_t *self, tensor_t *out, wanted_t wanted)
 
 static void copy_half(const tensor_t *fused, const tensor_t *half, uint32_t first_row)
 {
-    size_t row_bytes = half->cols * element_bytes(half->dtype);
+    size_t row_bytes = half->cols * dtype_bytes(half->dtype);
     memcpy((char *)fused->data + first_row * row_bytes, half->data, half->rows * row_bytes);
     if (!half->scales) return;
     size_t scale_row = first_row / SCALE_BLOCK;
@@ -215,7 +210,7 @@ static err_t fuse(loaded_t *self, tensor_t *out, const tensor_t *gate, const ten
     *out = *gate;
     out->rows = gate->rows + up->rows;
     if (gate->scales) out->scales = allocate(self, scales);
-    out->data = allocate(self, (size_t)out->rows * out->cols * element_bytes(out->dtype));
+    out->data = allocate(self, (size_t)out->rows * out->cols * dtype_bytes(out->dtype));
     if (!out->data || (gate->scales && !out->scales))
         return model_refuse(self->why, "no memory for weights");
     copy_half(out, gate, 0);

@@ -178,7 +178,7 @@ static void product_check(harness_t *self, const product_t *p, const char *what)
 static tensor_t host_rows(const tensor_t *x, span_t span)
 {
     tensor_t part = *x;
-    size_t size = x->dtype == DTYPE_F32 ? 4 : x->dtype == DTYPE_BF16 ? 2 : 1;
+    size_t size = dtype_bytes(x->dtype);
     part.data = (char *)x->data + span.first * x->stride * size;
     part.rows = span.rows;
     if (x->scales) part.scales = x->scales + (size_t)span.first * x->scale_stride;

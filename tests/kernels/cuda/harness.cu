@@ -113,11 +113,6 @@ float random_normal(harness_t *self)
 
 /* ---- tensors ---- */
 
-static size_t element_bytes(dtype_t dtype)
-{
-    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
-}
-
 static uint32_t blocks_of(uint32_t count)
 {
     return (count + 127) / 128;
@@ -136,7 +131,7 @@ tensor_t tensor_new(dtype_t dtype, uint32_t rows, uint32_t cols, bool is_weight)
     x.rows = rows;
     x.cols = cols;
     x.stride = cols;
-    x.data = memory_new((size_t)rows * cols * element_bytes(dtype));
+    x.data = memory_new((size_t)rows * cols * dtype_bytes(dtype));
     if (dtype != DTYPE_F8E4M3) return x;
     x.scale_stride = is_weight ? blocks_of(cols) : (rows + 3) / 4 * 4;
     x.scales = (float *)memory_new(scale_count(&x, is_weight) * sizeof(float));
@@ -182,7 +177,7 @@ tensor_t tensor_host_new(dtype_t dtype, uint32_t rows, uint32_t cols)
     x.rows = rows;
     x.cols = cols;
     x.stride = cols;
-    x.data = calloc((size_t)rows * cols + 1, element_bytes(dtype));
+    x.data = calloc((size_t)rows * cols + 1, dtype_bytes(dtype));
     if (dtype != DTYPE_F8E4M3) return x;
     x.scale_stride = blocks_of(cols);
     x.scales = (float *)calloc((size_t)rows * x.scale_stride + 1, sizeof(float));
@@ -199,7 +194,7 @@ void tensor_host_free(tensor_t *x)
 tensor_t tensor_to_host(const tensor_t *x, bool is_weight)
 {
     tensor_t host = tensor_host_new(x->dtype, x->rows, x->cols);
-    size_t size = element_bytes(x->dtype);
+    size_t size = dtype_bytes(x->dtype);
     CUDA(cudaDeviceSynchronize());
     if (x->rows)
         CUDA(cudaMemcpy2D(host.data, x->cols * size, x->data, x->stride * size, x->cols * size,
@@ -266,7 +261,7 @@ double difference_relative(const tensor_t *x, const tensor_t *y)
 
 bool is_same_bits(const tensor_t *x, const tensor_t *y)
 {
-    size_t size = element_bytes(x->dtype);
+    size_t size = dtype_bytes(x->dtype);
     for (uint32_t r = 0; r < x->rows; r++)
         if (memcmp((char *)x->data + (size_t)r * x->stride * size,
                    (char *)y->data + (size_t)r * y->stride * size, x->cols * size) != 0)

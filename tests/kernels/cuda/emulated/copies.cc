@@ -12,7 +12,7 @@ static_assert(sizeof(tensor_view_t) <= sizeof(CUtensorMap), "the view lies in th
 
 static uint32_t element_bytes(const tensor_view_t *view)
 {
-    return view->dtype == DTYPE_F32 ? 4 : view->dtype == DTYPE_BF16 ? 2 : 1;
+    return (uint32_t)dtype_bytes(view->dtype);
 }
 
 /* What cuTensorMapEncodeTiled refuses. */
