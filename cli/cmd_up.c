@@ -215,14 +215,20 @@ static int supervise(const config_loaded_t *loaded, int configuration, bool is_o
 }
 
 /* Of two that begin at the same time one starts: the other must not touch the configuration, which
- * the actors of the first one read.  -1: refused, and standard error has said why. */
+ * the actors of the first one read.  One that was stopped just now tidies up a moment longer than
+ * `troupe down` waits.  -1: refused, and standard error has said why. */
 static int claim(const config_t *config)
 {
+    enum { TRIES = 50, PAUSE_US = 20000 };
     char directory[256] = "";
-    int descriptor = -1;
+    int descriptor = -1, held = -1;
     if (world_directory(config, directory, sizeof directory) == ERR_OK)
         descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor >= 0 && flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+    for (int i = 0; descriptor >= 0 && held != 0 && i < TRIES; i++) {
+        if (i > 0) usleep(PAUSE_US);
+        held = flock(descriptor, LOCK_EX | LOCK_NB);
+    }
+    if (held == 0) return descriptor;
     complain("%s: %s", directory,
              errno == EWOULDBLOCK ? "another `troupe up` starts here" : strerror(errno));
     if (descriptor >= 0) close(descriptor);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -228,6 +229,18 @@ def test_second_up_is_refused_and_the_first_unharmed():
         assert again.returncode == 1 and b"already runs" in again.stderr and again.stderr.count(b"\n") == 1
         assert (running.directory / "company.yaml").exists()
         assert pids_of(running) == before and ask(running, 1) == expected
+
+
+def test_up_right_after_down_waits_for_the_last_to_tidy_up():
+    """Broken: `troupe down && troupe up` is refused now and then."""
+    with company(STUB) as running:
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(20) == 0
+        last = os.open(running.directory, os.O_RDONLY)
+        fcntl.flock(last, fcntl.LOCK_EX)
+        threading.Timer(0.3, os.close, [last]).start()
+        restart(running, [])
+        assert ask(running, 1, 4)[0] == 200
 
 
 # ---- beginnings and ends -----------------------------------------------------------------------------------
