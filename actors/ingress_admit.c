@@ -148,7 +148,7 @@ static uint64_t choice_seed(uint64_t seed, uint32_t choice)
     return mixed ^ mixed >> 31;
 }
 
-static err_t refuse_room(openai_error_t *why)
+err_t refuse_full(openai_error_t *why)
 {
     return openai_refuse(why, ERR_OVERLOAD, "",
                          "This server holds as many requests as it can; retry later.");
@@ -193,9 +193,9 @@ static err_t add_request(ingress_t *self, const job_t *job, openai_error_t *why)
 {
     call_t *call = &self->calls[job->call];
     uint32_t prompt = job->prompt_count;
-    if (prompt_pages(prompt) + self->pool.used > pages_max(self)) return refuse_room(why);
+    if (prompt_pages(prompt) + self->pool.used > pages_max(self)) return refuse_full(why);
     request_t *request = request_take(self, call);
-    if (request == NULL) return refuse_room(why);
+    if (request == NULL) return refuse_full(why);
     bool is_kept =
         chain_append(&self->pool, &request->tokens, job->ids, prompt * (uint32_t)sizeof *job->ids);
     invariant(is_kept);

@@ -260,6 +260,8 @@ void turns_set_wake(const ingress_t *self, actor_t *world);
  * call is as it was before the step. */
 MUST_CHECK err_t admit_step(ingress_t *self, actor_t *world, job_t *job, size_t *work,
                             openai_error_t *why);
+/* ERR_OVERLOAD: what is asked for has no room now. */
+err_t refuse_full(openai_error_t *why);
 /* Send this attempt to prefill_lb.  Whatever comes back, the request's alarm is set for what is
  * next. */
 MUST_CHECK err_t request_submit(ingress_t *self, actor_t *world, request_t *request);

@@ -181,12 +181,6 @@ static call_t *open_call(ingress_t *self, actor_t *world)
     return call;
 }
 
-static err_t refuse_full(openai_error_t *why)
-{
-    return openai_refuse(why, ERR_OVERLOAD, "",
-                         "This server holds as many requests as it can; retry later.");
-}
-
 static void serve_body(ingress_t *self, actor_t *world, const msg_http_request_t *request,
                        openai_kind_t kind)
 {

@@ -55,7 +55,9 @@ static peer_t *client_take(actor_t *world, const uint8_t *id, size_t size)
     peer_t *client = &world->clients[slot];
     world->client_free_first = client->next_client;
     if (world->client_free_first < 0) world->client_free_last = -1;
+    bool is_dirty = client->is_dirty; /* the one before may be in that list still: once is enough */
     peer_init(world, client, client->address, client->mark);
+    client->is_dirty = is_dirty;
     client->active_us = actor_now_us(world);
     client->id_size = (uint32_t)size;
     memcpy(client->id, id, size);
