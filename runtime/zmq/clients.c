@@ -87,7 +87,7 @@ void client_release(actor_t *world, peer_t *client)
     world->client_free_last = slot;
 }
 
-/* "role.index" of a role of ours; false: somebody outside. */
+/* "role.index" of a role of ours, as that actor spells it; false: somebody outside. */
 static bool parse_id(const uint8_t *id, size_t size, address_t *who)
 {
     char text[ROUTING_ID_MAX + 1], *end;
@@ -97,7 +97,8 @@ static bool parse_id(const uint8_t *id, size_t size, address_t *who)
     if (!dot || dot[1] < '0' || dot[1] > '9') return false;
     *dot = 0;
     unsigned long index = strtoul(dot + 1, &end, 10);
-    if (end != text + size || index > INDEX_MAX) return false;
+    bool is_padded = dot[1] == '0' && end != dot + 2;
+    if (end != text + size || is_padded || index > INDEX_MAX) return false;
     for (role_t role = ROLE_client + 1; role < ROLES_MAX; role++) {
         if (strcmp(text, role_names[role]) != 0) continue;
         *who = (address_t){ role, (u32)index };

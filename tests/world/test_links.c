@@ -284,10 +284,11 @@ static void test_links_odd_routing_ids_are_clients_or_refused(void **state)
         { "ingress.99", 10, false }, { "ingress.0", 9, false },
         { "director.0", 10, false }, /* it binds to ingress, and does not connect */
         { "kv_store.0", 10, false }, { "decode_worker.4096", 18, false },
-        { "ingress.", 8, true },     { "ingress.0x", 10, true },
-        { "client.0", 8, true },     { ".0", 2, true },
-        { "\xff\xfe", 2, true },     { longest, 200, true },
-        { longest, 255, true },      { NULL, 0, true },
+        { "ingress.", 8, true },     { "prefill_worker.00", 17, true },
+        { "ingress.0x", 10, true },  { "client.0", 8, true },
+        { ".0", 2, true },           { "\xff\xfe", 2, true },
+        { longest, 200, true },      { longest, 255, true },
+        { NULL, 0, true },
     };
     enum { CASES = sizeof cases / sizeof *cases };
     config_t *config = toy_config();
