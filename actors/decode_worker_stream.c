@@ -149,6 +149,7 @@ static bool flush(actor_t *world, slot_t *slot)
         msg_t m;
         msg_init(&m, MSG_tokens);
         m.tokens.first_index = slot->total - slot->outbox_count;
+        m.tokens.reused = slot->reused;
         uint32_t count = 0;
         while (count < slot->outbox_count &&
                slot->outbox[count].top_count == slot->outbox[0].top_count)
@@ -168,7 +169,6 @@ static bool say_finished(actor_t *world, slot_t *slot)
     msg_init(&m, MSG_finished);
     m.finished.reason = slot->reason;
     m.finished.tokens = slot->total;
-    m.finished.reused = slot->reused;
     err_t error = decode_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot);
     return worker_is_said(world, error, &slot->unheard_us);
 }

@@ -298,6 +298,12 @@ static void push_text(ingress_t *self, request_t *request, uint32_t id)
     text_push(&request->text, &rules, id, answer_sink(self));
 }
 
+static void note_reused(actor_t *world, request_t *request, uint32_t reused)
+{
+    request->cached = reused < request->prompt_count ? reused : request->prompt_count;
+    actor_count(world, METRIC_prompt_tokens_cached_total, request->cached);
+}
+
 /* Accept those tokens of the message that are next in order.  ERR_STALE: one before them is
  * missing. */
 static err_t take_tokens(ingress_t *self, request_t *request, const msg_tokens_t *tokens,
@@ -329,6 +335,7 @@ static void on_tokens(void *state, actor_t *world, const msg_t *m)
     err_t error = take_tokens(self, request, &m->tokens, &taken);
     if (taken > 0) {
         actor_count(world, METRIC_generation_tokens_total, taken);
+        if (taken == request->generated) note_reused(world, request, m->tokens.reused);
         observe_token(self, world, request);
         fresh_t fresh = { &m->tokens, request->generated - taken, taken };
         answer_delta(self, world, request, &fresh);
@@ -385,11 +392,6 @@ static void on_finished(void *state, actor_t *world, const msg_t *m)
         lose(self, world, request, ERR_LOST); /* a message of tokens is missing */
         return;
     }
-    /* Later attempts find their own prompt in the store: only what the first one reused was the
-     * client's luck. */
-    if (request->attempt == 0) request->cached = m->finished.reused;
-    if (request->cached > request->prompt_count) request->cached = request->prompt_count;
-    actor_count(world, METRIC_prompt_tokens_cached_total, request->cached);
     if (m->finished.reason == FINISH_CANCELLED)
         lose(self, world, request, ERR_LOST);
     else

@@ -76,9 +76,7 @@ static usage_t usage_of(const ingress_t *self, const call_t *call)
         usage.completion_tokens += call->is_prompt_only ? 0 : request->generated;
         usage.reasoning_tokens += request->text.reasoning_tokens;
         /* The choices of one prompt count it once; the first of them computed it. */
-        if (request->choice % call->n != 0) continue;
-        usage.cached_tokens +=
-            request->cached < request->prompt_count ? request->cached : request->prompt_count;
+        if (request->choice % call->n == 0) usage.cached_tokens += request->cached;
     }
     return usage;
 }

@@ -48,7 +48,9 @@ typedef struct {
     uint32_t call, next; /* of the call's list, or of the free list */
     uint32_t choice;
     uint32_t attempt, losses;
-    uint32_t prompt_count, max_tokens, generated, cached;
+    uint32_t prompt_count, max_tokens, generated;
+    uint32_t cached; /* of the prompt, for the attempt that gave the first token: those after it
+                        find their own prompt in the store */
     uint32_t prompt_records; /* positions of the prompt whose log probability is known */
     uint64_t seed;
     uint64_t heard_us, resume_us, probed_us;

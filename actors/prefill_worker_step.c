@@ -46,6 +46,7 @@ static bool tell_first(prefill_worker_t *self, actor_t *world, slot_t *slot)
     msg_init(&m, MSG_tokens);
     m.tokens.ids_count = 1;
     m.tokens.ids[0] = first->token;
+    m.tokens.reused = slot->reused;
     if (assign->sampling.logprobs) {
         m.tokens.logprobs_count = 1;
         m.tokens.logprobs[0] = first->logprob;
@@ -83,7 +84,6 @@ void prefill_step_conclude(prefill_worker_t *self, actor_t *world, slot_t *slot)
     msg_init(&m, MSG_finished);
     m.finished.reason = is_stop ? FINISH_STOP : FINISH_LENGTH;
     m.finished.tokens = 1;
-    m.finished.reused = slot->reused;
     err_t error = prefill_worker_say(world, (address_t){ ROLE_ingress, slot->ingress }, &m, slot);
     if (!worker_is_said(world, error, &slot->unheard_us)) return;
     prefill_worker_abandon(self, world, slot, ERR_OK);

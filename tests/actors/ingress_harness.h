@@ -190,6 +190,7 @@ static inline void give_ids(actor_t *world, uint32_t first, const uint32_t *ids,
     msg_t m = about(world, MSG_tokens);
     m.tokens.first_index = first;
     m.tokens.ids_count = count;
+    m.tokens.reused = 1 + m.header.attempt; /* an attempt leaves blocks for the next */
     memcpy(m.tokens.ids, ids, count * sizeof *ids);
     fake_tell(world, worker, &m);
 }
@@ -208,7 +209,6 @@ static inline void finish(actor_t *world, finish_t reason, uint32_t tokens)
     msg_t m = about(world, MSG_finished);
     m.finished.reason = reason;
     m.finished.tokens = tokens;
-    m.finished.reused = 1;
     fake_tell(world, worker, &m);
 }
 

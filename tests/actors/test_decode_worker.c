@@ -35,6 +35,7 @@ static void open_resumed(actor_t *world, uint32_t number, uint32_t attempt, uint
     m.kv_open.prompt_count = PROMPT;
     m.kv_open.generated = generated;
     m.kv_open.max_tokens = max_tokens;
+    m.kv_open.reused = PROMPT / 2;
     m.kv_open.deadline_us = 60000000;
     m.kv_open.sampling = (sampling_t){ .temperature = 1, .top_p = 1, .repetition_penalty = 1 };
     m.kv_open.tokens = (bytes_t){ tokens, ((size_t)PROMPT + generated) * 4 };
@@ -113,6 +114,7 @@ static void expect_tokens(actor_t *world, uint32_t first_index, uint32_t token)
     assert_int_equal(tokens->tokens.first_index, first_index);
     assert_int_equal(tokens->tokens.ids_count, 1);
     assert_int_equal(tokens->tokens.ids[0], token);
+    assert_int_equal(tokens->tokens.reused, PROMPT / 2);
 }
 
 /* At rest, with the ledger told exactly once. */

@@ -59,10 +59,11 @@ static void test_ingress_stop_string_over_tokens_is_never_half_emitted(void **st
     /* Clients that asked for a stop string must not see its beginning; the work behind it must end.
      */
     actor_t *world = new_ingress(NULL);
-    ask_stream(world, ",\"stop\":[\"STOPHERE\"]");
+    ask_stream(world, ",\"stop\":[\"STOPHERE\"],\"stream_options\":{\"include_usage\":true}");
     give_text(world, 0, "</think>go on ST and STOPHERE never seen");
     assert_int_equal(http.ends, 1);
     assert_string_equal(streamed("content"), "go on ST and ");
+    assert_has("\"prompt_cache_hit_tokens\":1,"); /* though no worker said the end */
     assert_has("\"finish_reason\":\"stop\"");
     assert_int_equal(count_sent(world, MSG_cancel) >= 3, 1);
     destroy(world);

@@ -147,9 +147,10 @@ static void test_ingress_nothing_follows_the_end(void **state)
 static void test_ingress_lost_worker_resumes_where_it_stopped(void **state)
 {
     /* Failover: the same seed, the prompt, every streamed token as one to compute again, and no
-     * token lost or doubled. */
+     * token lost or doubled; nor is what the second attempt found of the first one's a cache hit.
+     */
     actor_t *world = new_ingress(NULL);
-    ask_stream(world, ",\"max_tokens\":50");
+    ask_stream(world, ",\"max_tokens\":50,\"stream_options\":{\"include_usage\":true}");
     msg_t first = last(world, MSG_submit)->message;
     uint32_t next = give_text(world, 0, "one two");
     give_error(world, ERR_LOST);
@@ -167,6 +168,7 @@ static void test_ingress_lost_worker_resumes_where_it_stopped(void **state)
     finish(world, FINISH_STOP, next);
     assert_string_equal(streamed("reasoning_content"), "one two three");
     assert_string_equal(streamed("content"), "four");
+    assert_has("\"prompt_cache_hit_tokens\":1,");
     assert_true(world->metrics[METRIC_requests_resubmitted_total] == 1);
     destroy(world);
 }

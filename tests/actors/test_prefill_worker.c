@@ -227,6 +227,8 @@ static void test_prefill_worker_reuses_what_the_store_has(void **unused)
     place(world, 1);
     assert_int_equal(take(world, MSG_kv_open, NULL)->kv_open.reused, 128);
     assert_int_equal(take(world, MSG_kv_ready, NULL)->kv_ready.blocks_count, 2); /* at once */
+    finish_step(world, ERR_OK, 42);
+    assert_int_equal(take(world, MSG_tokens, NULL)->tokens.reused, 128);
     world_destroy(world);
 }
 
