@@ -165,15 +165,27 @@ static uint32_t pages_max(const ingress_t *self)
     return self->pool.count - self->pool.count / 8;
 }
 
+/* Requests that come at once: a balancer queues those that its workers have no place for. */
+static uint32_t count_max(const ingress_t *self)
+{
+    const config_t *config = self->config;
+    int64_t prefilled = config->company.prefill_workers * config->prefill.requests_max;
+    int64_t decoded = config->company.decode_workers * config->decode.batch_max;
+    int64_t most = config->limits.queue_max + (prefilled < decoded ? prefilled : decoded);
+    return most < self->requests_max ? (uint32_t)most : self->requests_max;
+}
+
 /* What an idle server has no room for would be refused however often it came again. */
 static err_t check_count(const ingress_t *self, const openai_call_t *parsed, openai_error_t *why)
 {
     uint32_t n = parsed->n, prompts = parsed->message_count > 0 ? 1 : parsed->prompt_count;
-    if ((uint64_t)n * prompts <= self->requests_max) return ERR_OK;
-    return openai_refuse(why, ERR_INVALID, n > self->requests_max ? "n" : "prompt",
-                         "This server holds at most %u requests (limits.requests_max), and each "
-                         "choice of each prompt is one; %llu were asked for.",
-                         self->requests_max, (unsigned long long)n * prompts);
+    uint32_t most = count_max(self);
+    if ((uint64_t)n * prompts <= most) return ERR_OK;
+    return openai_refuse(why, ERR_INVALID, n > most ? "n" : "prompt",
+                         "This server holds at most %u requests (limits.requests_max, "
+                         "limits.queue_max), and each choice of each prompt is one; %llu were "
+                         "asked for.",
+                         most, (unsigned long long)n * prompts);
 }
 
 static err_t check_pages(const ingress_t *self, const job_t *job, openai_error_t *why)

@@ -436,6 +436,14 @@ static void test_ingress_more_than_it_ever_holds_is_no_429(void **state)
     assert_has("\"param\":\"prompt\"");
     assert_int_equal(count_sent(world, MSG_submit), 0);
     destroy(world);
+    /* Nor for what its balancers queue beside the 64 that run. */
+    world = new_ingress("limits.queue_max=4");
+    ask_stream(world, ",\"n\":69");
+    assert_int_equal(http.status, 400);
+    assert_has("at most 68 requests");
+    assert_has("\"param\":\"n\"");
+    assert_int_equal(count_sent(world, MSG_submit), 0);
+    destroy(world);
     /* Nor for tokens: of long prompts even an idle server has no room for many. */
     world = new_ingress("limits.requests_max=128");
     ask_long(world, 1, 4000, "\"n\":20");

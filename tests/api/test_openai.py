@@ -165,3 +165,8 @@ def test_full_queues_answer_429_with_retry_after_and_lose_nothing():
             outcomes = list(threads.map(one, range(60)))
         assert set(outcomes) == {20, "429"}, outcomes
         assert one(0) == 20
+        # What would never fit, however often it came again, is not told to come again.
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(model=name, prompt="x", max_tokens=20, n=7)
+        assert refused.value.body["param"] == "n" and "at most 6 requests" in refused.value.body["message"]
+        assert client.completions.create(model=name, prompt="x", max_tokens=20, n=6).usage.completion_tokens == 120
