@@ -214,9 +214,9 @@ static int supervise(const config_loaded_t *loaded, int configuration, bool is_o
     return EXIT_FAILED;
 }
 
-/* Of two that begin at the same time one starts: the other must not touch the configuration, which
- * the actors of the first one read.  One that was stopped just now tidies up a moment longer than
- * `troupe down` waits.  -1: refused, and standard error has said why. */
+/* One company has a directory, from before it touches the configuration, which its actors read,
+ * until it has tidied up: one that was stopped just now takes a moment.  -1: refused, and standard
+ * error has said why. */
 static int claim(const config_t *config)
 {
     enum { TRIES = 50, PAUSE_US = 20000 };
@@ -229,24 +229,26 @@ static int claim(const config_t *config)
         held = flock(descriptor, LOCK_EX | LOCK_NB);
     }
     if (held == 0) return descriptor;
-    complain("%s: %s", directory,
-             errno == EWOULDBLOCK ? "another `troupe up` starts here" : strerror(errno));
+    if (errno == EWOULDBLOCK)
+        complain("a company already runs here (%s); `troupe down` stops it", directory);
+    else
+        complain("%s: %s", directory, strerror(errno));
     if (descriptor >= 0) close(descriptor);
     return -1;
 }
 
 static int start_here(config_loaded_t *loaded, const char *configuration, bool is_one_process)
 {
-    int claimed = claim(&loaded->config), code = EXIT_CONFIGURATION;
-    if (claimed < 0) return EXIT_FAILED;
+    if (!await_others(&loaded->config)) {
+        complain("actors without a supervisor still run here (%s)", configuration);
+        return EXIT_FAILED;
+    }
     choose_log(loaded, configuration);
     int written = open_log(&loaded->config) ? write_configuration(loaded, configuration) : -1;
-    if (written >= 0) {
-        code = supervise(loaded, written, is_one_process);
-        unlink(configuration);
-        close(written);
-    }
-    close(claimed);
+    if (written < 0) return EXIT_CONFIGURATION;
+    int code = supervise(loaded, written, is_one_process);
+    unlink(configuration);
+    close(written);
     return code;
 }
 
@@ -274,13 +276,9 @@ int cmd_up(int count, char **arguments)
     }
     if (!company_file(&loaded->config, configuration, sizeof configuration))
         return EXIT_CONFIGURATION;
-    if (company_is_running(&loaded->config)) {
-        complain("a company already runs here (%s); `troupe down` stops it", configuration);
-        return EXIT_FAILED;
-    }
-    if (!await_others(&loaded->config)) {
-        complain("actors without a supervisor still run here (%s)", configuration);
-        return EXIT_FAILED;
-    }
-    return start_here(loaded, configuration, given.is_one_process);
+    int claimed = claim(&loaded->config);
+    if (claimed < 0) return EXIT_FAILED;
+    int code = start_here(loaded, configuration, given.is_one_process);
+    close(claimed);
+    return code;
 }

@@ -20,31 +20,36 @@ bool company_file(const config_t *config, char *path, size_t cap)
     return (size_t)snprintf(path, cap, "%s/company.yaml", directory) < cap;
 }
 
-/* Whether the supervisor's lock is held, and the process id that its holder wrote into it. */
-static bool find_supervisor(const config_t *config, char *pid, size_t cap)
-{
-    char directory[256], path[320];
-    if (world_directory(config, directory, sizeof directory) != ERR_OK) return false;
-    snprintf(path, sizeof path, "%s/supervisor-0.lock", directory);
-    int descriptor = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (descriptor < 0) return false;
-    bool is_locked = flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    ssize_t size = read(descriptor, pid, cap - 1);
-    pid[size > 0 ? size : 0] = 0;
-    close(descriptor);
-    return is_locked;
-}
-
 bool company_is_running(const config_t *config)
 {
-    char pid[16];
-    return find_supervisor(config, pid, sizeof pid);
+    char directory[256];
+    if (world_directory(config, directory, sizeof directory) != ERR_OK) return false;
+    int descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor < 0) return false;
+    bool is_held = flock(descriptor, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    close(descriptor);
+    return is_held;
+}
+
+/* The process id that the supervisor wrote into its lock; "PID" where somebody deleted that. */
+static void read_supervisor(const config_t *config, char *pid, size_t cap)
+{
+    char directory[256], path[320];
+    snprintf(pid, cap, "PID");
+    if (world_directory(config, directory, sizeof directory) != ERR_OK) return;
+    snprintf(path, sizeof path, "%s/supervisor-0.lock", directory);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (descriptor < 0) return;
+    ssize_t size = read(descriptor, pid, cap - 1);
+    if (size > 0) pid[size] = 0;
+    close(descriptor);
 }
 
 int company_unreachable(const config_t *config)
 {
     char pid[16];
-    if (!find_supervisor(config, pid, sizeof pid))
+    read_supervisor(config, pid, sizeof pid);
+    if (!company_is_running(config))
         complain("no company answers; `troupe up` starts one");
     else
         complain("the company runs, but its director does not answer; `kill %s`, to its "

@@ -9,7 +9,8 @@
 /* The file where a running company keeps its effective configuration; false: no directory. */
 bool company_file(const config_t *config, char *path, size_t cap);
 
-/* Whether a supervisor holds the lock in the configuration's directory. */
+/* Whether a `troupe up` holds the configuration's directory: of its locks the one that nobody can
+ * delete. */
 bool company_is_running(const config_t *config);
 
 /* Say that the director does not answer, and whether a company runs; returns the exit code. */

@@ -1,6 +1,7 @@
 /* runtime/zmq/directory.c - the directory of sockets and pools, and the lock that makes an identity
  * unique on a host.
  *
+ *   .                       held by `troupe up`: a lock without a name that could be deleted
  *   ROLE-INDEX.lock         held while that actor lives, removed by itself
  *   ROLE-INDEX.sock         its ROUTER; libzmq leaves the file behind, we do not
  *   ROLE-INDEX-EPOCH.pool   its blocks (runtime/net/wire_shm.c)

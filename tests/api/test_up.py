@@ -526,6 +526,27 @@ def test_pools_deleted_while_it_runs_requests_finish_unchanged(stub, expected):
     wait_until(lambda: len(list(stub.directory.glob("*.pool"))) == 5, 5, "every pool has its name again")
 
 
+def test_locks_deleted_while_it_runs_the_company_is_still_found_and_stopped():
+    """Broken: an operator is told that nothing runs, or that it was stopped, while it serves."""
+    with company(STUB) as running:
+        def troupe(*arguments: str) -> subprocess.CompletedProcess:
+            return subprocess.run([str(TROUPE), *arguments, "--set", f"wire.directory={running.directory}"], capture_output=True,
+                                  timeout=30, check=False)
+        for lock in running.directory.glob("*.lock"):
+            lock.unlink()
+        assert troupe("complete", "The", "-n", "2").returncode == 0
+        refused = troupe("up")
+        assert refused.returncode == 1 and b"already runs" in refused.stderr and ask(running, 1, 4)[0] == 200
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            last = threads.submit(ask, running, 3, 400)
+            time.sleep(0.3)
+            done = troupe("down")
+            assert done.stdout == b"stopped\n" and names_in(running.directory) == [], done
+            assert last.result(10)[0] == 200
+        assert running.process.wait(10) == 0
+        restart(running, [])
+
+
 def test_sockets_deleted_while_it_runs_actors_are_still_restarted(stub, expected):
     """Broken: an actor that dies after somebody cleaned up the directory reaches nobody any more."""
     for socket in stub.directory.glob("*.sock"):
