@@ -237,6 +237,7 @@ static size_t write_status(director_t *self, const actor_t *world, bool has_metr
     json_text_string(&out, "version", TROUPE_VERSION);
     json_text_uint(&out, "now_us", now_us);
     json_text_uint(&out, "uptime_us", now_us - self->born_us);
+    json_text_string(&out, "listen", actor_config(world)->http.listen);
     json_text_bool(&out, "has_metrics", has_metrics);
     json_text_open(&out, "actors", '[');
     for (uint32_t i = 0; i < self->member_count; i++) {

@@ -4,7 +4,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../runtime/base/company.h"
 #include "cli.h"
 #include "company.h"
 
@@ -126,14 +125,15 @@ static void print_totals(const cJSON *status, const cJSON *before)
     putchar('\n');
 }
 
-static void print_status(const cJSON *status, const cJSON *before, const config_t *config)
+/* All of it is the director's word: our own configuration may be another than the company's. */
+static void print_status(const cJSON *status, const cJSON *before)
 {
     const cJSON *actor, *actors = cJSON_GetObjectItem(status, "actors");
     printf("%sTroupe %s%s, up for", style(stdout, STYLE_BOLD), text(status, "version"),
            style(stdout, STYLE_PLAIN));
     print_duration(number(status, "uptime_us"));
-    printf(", %u of %u actors, http://%s\n\n", company_up_count(status), company_size(config),
-           company_address(config).text);
+    printf(", %u of %d actors, http://%s\n\n", company_up_count(status), cJSON_GetArraySize(actors),
+           company_address(text(status, "listen")).text);
     printf("%s%-18s %-5s %9s  %16s  %8s  %8s  %7s  %7s  %11s  %8s%s\n", style(stdout, STYLE_BOLD),
            "ACTOR", "STATE", "UPTIME", "EPOCH", "PID", "RESTARTS", "RUNNING", "WAITING",
            "KV BLOCKS", "MIB", style(stdout, STYLE_PLAIN));
@@ -155,7 +155,7 @@ static int show(const status_arguments_t *given, const config_t *config, client_
         if (json)
             puts(json);
         else
-            print_status(status, before, config);
+            print_status(status, before);
         free(json);
         fflush(stdout);
         cJSON_Delete(before);

@@ -133,7 +133,7 @@ static void print_ready(const config_t *config, double seconds)
     const char *model = config->model.name[0] ? config->model.name
                         : name                ? name + 1
                                               : config->model.path;
-    company_address_t address = company_address(config);
+    company_address_t address = company_address(config->http.listen);
     printf("\n%sTroupe serves %s at http://%s%s (%u actors, ready after %.1f s)\n\nTry, in another "
            "terminal:\n\n",
            bold, model, address.text, plain, company_size(config), seconds);

@@ -83,12 +83,12 @@ uint32_t company_up_count(const cJSON *status)
     return count;
 }
 
-company_address_t company_address(const config_t *config)
+company_address_t company_address(const char *listen)
 {
     static const char *const wildcards[][2] = { { "*", "127.0.0.1" },
                                                 { "0.0.0.0", "127.0.0.1" },
                                                 { "[::]", "[::1]" } };
-    const char *listen = config->http.listen, *colon = strrchr(listen, ':');
+    const char *colon = strrchr(listen, ':');
     size_t size = colon ? (size_t)(colon - listen) : strlen(listen);
     company_address_t out;
     snprintf(out.text, sizeof out.text, "%s", listen);
@@ -128,7 +128,7 @@ bool company_is_ready(const config_t *config)
 {
     static const char request[] = "GET /ready HTTP/1.0\r\nHost: localhost\r\n\r\n";
     char answer[16] = "";
-    int descriptor = connect_to(company_address(config).text);
+    int descriptor = connect_to(company_address(config->http.listen).text);
     if (descriptor < 0) return false;
     size_t got = 0;
     if (send(descriptor, request, sizeof request - 1, MSG_NOSIGNAL) == (ssize_t)sizeof request - 1)

@@ -22,12 +22,12 @@ cJSON *company_status(client_t *director, int timeout_ms);
 /* How many actors of a status are up. */
 uint32_t company_up_count(const cJSON *status);
 
-/* Where clients on this machine reach the company, "host:port": http.listen, with the loopback
- * address in the place of a wildcard. */
+/* Where clients on this machine reach a company with this http.listen, "host:port": the loopback
+ * address is in the place of a wildcard. */
 typedef struct {
     char text[272];
 } company_address_t;
-company_address_t company_address(const config_t *config);
+company_address_t company_address(const char *listen);
 
 /* Whether GET /ready at http.listen is answered 200 within a second. */
 bool company_is_ready(const config_t *config);

@@ -246,6 +246,7 @@ static const char status_text[] =
     "| version | of the build |\n"
     "| now_us | the director's monotonic clock; us |\n"
     "| uptime_us | since the director's start; us |\n"
+    "| listen | where the company serves HTTP: http.listen |\n"
     "| has_metrics | false when the company is so large that metrics were left out |\n"
     "| actors | array, one object per configured actor, as follows |\n"
     "| actors[].role, .index | who |\n"

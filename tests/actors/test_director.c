@@ -80,6 +80,8 @@ static void test_director_status_lists_everybody_before_anybody_spoke(void **sta
 {
     actor_t *world = fake_new(&director_class, NULL);
     cJSON *status = ask(world);
+    assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(status, "listen")),
+                        "127.0.0.1:8000");
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(status, "actors")), 11);
     cJSON *worker = find(status, "decode_worker", 1);
     assert_true(cJSON_IsFalse(cJSON_GetObjectItem(worker, "is_up")));

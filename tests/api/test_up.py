@@ -559,8 +559,10 @@ def test_sockets_deleted_while_it_runs_actors_are_still_restarted(stub, expected
 
 
 def test_configuration_deleted_while_it_runs_actors_are_still_restarted(stub, expected):
-    """Broken: the next actor that dies cannot read what it is to be, and takes the company with it."""
+    """Broken: the next actor that dies cannot read what it is to be, and takes the company with it; or an operator is told a wrong address."""
     (stub.directory / "company.yaml").unlink()
+    told = subprocess.run([str(TROUPE), "status", "--set", f"wire.directory={stub.directory}"], capture_output=True, timeout=20, check=True)
+    assert f"11 actors, {stub.url}\n".encode() in told.stdout
     for victim in ("decode_lb.0", "decode_worker.1"):
         old = pids_of(stub)[victim]
         os.kill(old, signal.SIGKILL)
