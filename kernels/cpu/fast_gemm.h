@@ -1,11 +1,13 @@
 /* kernels/cpu/fast_gemm.h - matrix products in F32: weights in panels of two vectors of columns,
  * expanded on the way.
  *
- * Layout of packed weights, in the weight's own dtype: [panel][k][PANEL], columns beyond the last
- * are zero.  A block of K_BLOCK rows of one panel is expanded to F32 (32 KiB, it stays in L1), then
- * every row of x passes over it.  Few rows wait for memory: for them weights become floats in
- * registers only, fetched well before, and up to three rows take several panels at a time, or the
- * chains of additions would wait for each other.
+ * Layout of packed weights, in the weight's own dtype: [panel][k][PANEL], FP8 in pairs of k,
+ * [panel][k / 2][PANEL][2], columns and k beyond the last are zero.  A block of k of one panel is
+ * expanded to F32 (32 KiB at most, it stays in L1), then every row of x passes over it.  Few rows
+ * wait for memory: for them weights become floats in registers only, fetched well before, and up to
+ * three rows take several panels at a time, or the chains of additions would wait for each other.
+ *
+ * FP8 becomes floats without its scale, which all of a block share: the block's sums are scaled.
  */
 #include "fast.h"
 #include "judge.h"
@@ -17,10 +19,10 @@
 
 enum {
     PANEL = NARROW_VECTORS * LANES,
-    K_BLOCK = 256,
+    K_BLOCK = 256,             /* in FP8 as many as share a scale */
     PASS_ROWS = NARROW_ROWS,   /* that share weights which are floats in registers only */
     FEW_ROWS = 12,             /* rows that do so, if need be in two passes */
-    FEW_ROWS_E4M3 = PASS_ROWS, /* ...but expanding twice costs more than a block */
+    FEW_ROWS_E4M3 = PASS_ROWS, /* in FP8: expanding it twice costs more than a block */
     FEW_AHEAD = 1024,          /* bytes of a panel that are fetched ahead */
     WIDE_ROWS = 3,             /* that take several panels at a time */
     WIDE_VECTORS = TILE_VECTORS_MAX / WIDE_ROWS,
@@ -29,17 +31,23 @@ enum {
         240, /* rows of x per pass, a multiple of NARROW_ROWS: their part of x fits into L2 */
 };
 
+/* k of a packed panel. */
+INLINE uint32_t packed_depth(const tensor_t *w)
+{
+    return w->dtype == DTYPE_F8E4M3 ? (w->cols + 1) / 2 * 2 : w->cols;
+}
+
 int NAME(prepare_size)(const tensor_t *w, size_t *bytes)
 {
     size_t panels = (w->rows + PANEL - 1) / PANEL;
-    *bytes = panels * PANEL * w->cols * dtype_bytes(w->dtype);
+    *bytes = panels * PANEL * packed_depth(w) * dtype_bytes(w->dtype);
     return 0;
 }
 
 static void pack_element(const tensor_t *w, uint32_t n, uint32_t k, void *packed, size_t to)
 {
     size_t from = (size_t)n * w->stride + k;
-    int is_real = n < w->rows;
+    int is_real = n < w->rows && k < w->cols;
     switch (w->dtype) {
     case DTYPE_F32:
         ((float *)packed)[to] = is_real ? ((const float *)w->data)[from] : 0;
@@ -53,13 +61,21 @@ static void pack_element(const tensor_t *w, uint32_t n, uint32_t k, void *packed
     }
 }
 
+/* Where column i of a panel has its element k. */
+INLINE size_t packed_place(dtype_t dtype, uint32_t k, uint32_t i)
+{
+    if (dtype == DTYPE_F8E4M3) return (size_t)(k / 2) * 2 * PANEL + (size_t)i * 2 + k % 2;
+    return (size_t)k * PANEL + i;
+}
+
 int NAME(prepare)(const tensor_t *w, void *packed)
 {
+    uint32_t depth = packed_depth(w);
     for (uint32_t panel = 0; panel * PANEL < w->rows; panel++)
-        for (uint32_t k = 0; k < w->cols; k++)
+        for (uint32_t k = 0; k < depth; k++)
             for (uint32_t i = 0; i < PANEL; i++)
                 pack_element(w, panel * PANEL + i, k, packed,
-                             ((size_t)panel * w->cols + k) * PANEL + i);
+                             (size_t)panel * depth * PANEL + packed_place(w->dtype, k, i));
     return 0;
 }
 
@@ -79,32 +95,65 @@ enum {
 };
 _Static_assert((int)THREAD_BYTES <= (int)QUEUE_THREAD_BYTES, "what queues are made for");
 
-INLINE vector_t expand_vector(const void *packed, dtype_t dtype, size_t at, vector_t scale)
+/* One k of a panel; FP8 from the first byte of its pairs, and as 2^-8 of what it is without scale.
+ */
+INLINE void expand_columns(const char *from, dtype_t dtype, const uint32_t odd, vector_t out[2])
 {
-    if (dtype == DTYPE_F32) return vector_load((const float *)packed + at);
-    if (dtype == DTYPE_BF16) return vector_expand_bf16((const uint16_t *)packed + at);
-    return vector_expand_e4m3((const uint8_t *)packed + at) * scale;
-}
-
-INLINE void expand_vectors(const tensor_t *w, size_t at, vector_t scale, float *out)
-{
-    UNROLL for (uint32_t v = 0; v < PANEL; v += LANES)
-        vector_store(out + v, expand_vector(w->packed, w->dtype, at + v, scale));
-}
-
-/* Rows first .. first + depth of one panel. */
-static void expand_panel(const tensor_t *w, uint32_t panel, uint32_t first, uint32_t depth,
-                         float *out)
-{
-    const float *scales =
-        w->scales ? w->scales + (size_t)(panel * PANEL / BLOCK_COLS) * w->scale_stride : NULL;
-    size_t at = ((size_t)panel * w->cols + first) * PANEL;
-    for (uint32_t k = first, end = first; k < first + depth;) {
-        vector_t scale = vector_set(scales ? scales[k / BLOCK_COLS] * 256.0F : 1.0F);
-        end = (k / BLOCK_COLS + 1) * BLOCK_COLS;
-        if (end > first + depth) end = first + depth;
-        for (; k < end; k++, at += PANEL, out += PANEL) expand_vectors(w, at, scale, out);
+    if (dtype == DTYPE_F8E4M3) {
+        vector_expand_e4m3_pairs((const uint8_t *)from, odd, out);
+        return;
     }
+    UNROLL for (uint32_t v = 0; v < NARROW_VECTORS; v++) out[v] =
+        dtype == DTYPE_F32 ? vector_load((const float *)(const void *)from + v * LANES)
+                           : vector_expand_bf16((const uint16_t *)(const void *)from + v * LANES);
+}
+
+/* The bytes of a panel from k on. */
+INLINE const char *packed_row(const tensor_t *w, uint32_t panel, uint32_t k, const dtype_t dtype)
+{
+    return (const char *)w->packed +
+           ((size_t)panel * packed_depth(w) * PANEL + packed_place(dtype, k, 0)) *
+               dtype_bytes(dtype);
+}
+
+/* A block of k from `first` on, and the number that its sums are multiplied by. */
+typedef struct {
+    uint32_t first, depth;
+    float scale;
+} block_t;
+
+INLINE block_t block_at(const tensor_t *w, uint32_t panel, uint32_t k)
+{
+    uint32_t most = w->dtype == DTYPE_F8E4M3 ? (uint32_t)BLOCK_COLS : (uint32_t)K_BLOCK;
+    block_t block = { k, w->cols - k < most ? w->cols - k : most, 1.0F };
+    if (w->dtype == DTYPE_F8E4M3)
+        block.scale =
+            256.0F *
+            w->scales[(size_t)(panel * PANEL / BLOCK_COLS) * w->scale_stride + k / BLOCK_COLS];
+    return block;
+}
+
+INLINE void expand_typed(const tensor_t *w, uint32_t panel, const block_t *block, float *out,
+                         const dtype_t dtype)
+{
+    const uint32_t step = dtype == DTYPE_F8E4M3 ? 2 : 1;
+    for (uint32_t k = block->first; k < block->first + block->depth; k += step) {
+        const char *from = packed_row(w, panel, k, dtype);
+        UNROLL for (uint32_t i = 0; i < step; i++, out += PANEL)
+        {
+            vector_t columns[NARROW_VECTORS];
+            expand_columns(from, dtype, i == 1, columns);
+            vector_store(out, columns[0]);
+            vector_store(out + LANES, columns[1]);
+        }
+    }
+}
+
+static void expand_block(const tensor_t *w, uint32_t panel, const block_t *block, float *out)
+{
+    if (w->dtype == DTYPE_F32) expand_typed(w, panel, block, out, DTYPE_F32);
+    if (w->dtype == DTYPE_BF16) expand_typed(w, panel, block, out, DTYPE_BF16);
+    if (w->dtype == DTYPE_F8E4M3) expand_typed(w, panel, block, out, DTYPE_F8E4M3);
 }
 
 static void store_sums(const gemm_t *gemm, uint32_t col, uint32_t cols, const float *sums,
@@ -129,22 +178,24 @@ static int is_in_place(const gemm_t *gemm, uint32_t end)
 }
 
 /* One panel for the rows of this pass. */
-static void multiply_panel(const gemm_t *gemm, uint32_t panel, float *block, float *sums)
+static void multiply_panel(const gemm_t *gemm, uint32_t panel, float *floats, float *sums)
 {
+    const tensor_t *w = gemm->w;
     uint32_t col = panel * PANEL;
     int is_direct = is_in_place(gemm, col + PANEL);
-    size_t step = dtype_bytes(gemm->w->dtype) * PANEL;
-    tile_t tile = { .b = block, .b_stride = PANEL, .a_stride = gemm->x_stride, .next_step = step };
+    tile_t tile = { .b = floats, .b_stride = PANEL, .a_stride = gemm->x_stride };
+    tile.next_step = dtype_bytes(w->dtype) * PANEL;
     tile.c = is_direct ? row_f32(gemm->out, gemm->first_row) + col : sums;
     tile.c_stride = is_direct ? gemm->out->stride : PANEL;
-    for (uint32_t k = 0; k < gemm->w->cols; k += K_BLOCK) {
-        tile.depth = gemm->w->cols - k < K_BLOCK ? gemm->w->cols - k : K_BLOCK;
+    for (uint32_t k = 0; k < w->cols; k += tile.depth) {
+        block_t block = block_at(w, panel, k);
+        tile.depth = block.depth;
+        tile.scale = block.scale;
         tile.is_first = k == 0;
         tile.a = gemm->x + k;
-        expand_panel(gemm->w, panel, k, tile.depth, block);
+        expand_block(w, panel, &block, floats);
         /* The memory is idle while rows pass over the block: the next one follows this one. */
-        size_t next_row = (size_t)panel * gemm->w->cols + k + tile.depth;
-        tile.next = (const char *)gemm->w->packed + next_row * step;
+        tile.next = packed_row(w, panel, k + tile.depth, w->dtype);
         multiply_narrow(tile, gemm->rows);
     }
     if (!is_direct) store_sums(gemm, col, PANEL, sums, PANEL);
@@ -159,45 +210,48 @@ typedef struct {
     uint32_t panel;
 } few_t;
 
-/* What k from first to end, which share a scale, add to the sums. */
-INLINE void add_few(const few_t *few, uint32_t first, uint32_t end, vector_t scale, vector_t *sums,
-                    const uint32_t rows, const uint32_t vectors, const dtype_t dtype)
+/* What one k adds to the sums; from: its bytes in the first panel. */
+INLINE void add_k(const few_t *few, uint32_t k, const char *from, vector_t *sums,
+                  const uint32_t rows, const uint32_t vectors, const dtype_t dtype,
+                  const uint32_t odd)
 {
-    const tensor_t *w = few->w;
-    size_t panel_size = (size_t)w->cols * PANEL, at = few->panel * panel_size + first * PANEL;
-    for (uint32_t k = first; k < end; k++, at += PANEL) {
-        vector_t columns[WIDE_VECTORS];
-        UNROLL for (uint32_t v = 0; v < vectors; v++)
-        {
-            size_t here = at + v / NARROW_VECTORS * panel_size + v % NARROW_VECTORS * LANES;
-            const char *byte = (const char *)w->packed + here * dtype_bytes(dtype);
-            if (v % NARROW_VECTORS == 0) _mm_prefetch(byte + FEW_AHEAD, _MM_HINT_T0);
-            columns[v] = expand_vector(w->packed, dtype, here, scale);
-        }
-        UNROLL for (uint32_t r = 0; r < rows; r++)
-        {
-            vector_t factor = vector_set(few->x[r * few->x_stride + k]);
-            UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
-                vector_fma(factor, columns[v], sums[r * vectors + v]);
-        }
+    size_t panel_bytes = (size_t)packed_depth(few->w) * PANEL * dtype_bytes(dtype);
+    vector_t columns[WIDE_VECTORS];
+    UNROLL for (uint32_t v = 0; v < vectors; v += NARROW_VECTORS)
+    {
+        const char *here = from + v / NARROW_VECTORS * panel_bytes;
+        if (!odd) _mm_prefetch(here + FEW_AHEAD, _MM_HINT_T0);
+        expand_columns(here, dtype, odd, columns + v);
+    }
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        vector_t factor = vector_set(few->x[r * few->x_stride + k]);
+        UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
+            vector_fma(factor, columns[v], sums[r * vectors + v]);
     }
 }
 
 INLINE void multiply_typed(const few_t *few, const uint32_t rows, const uint32_t vectors,
                            const dtype_t dtype)
 {
-    const tensor_t *w = few->w;
-    const float *scales =
-        w->scales ? w->scales + (size_t)(few->panel * PANEL / BLOCK_COLS) * w->scale_stride : NULL;
-    vector_t sums[TILE_VECTORS_MAX];
-    UNROLL for (uint32_t i = 0; i < rows * vectors; i++) sums[i] = vector_set(0);
-    for (uint32_t k = 0; k < w->cols; k += BLOCK_COLS) {
-        uint32_t end = w->cols - k < BLOCK_COLS ? w->cols : k + BLOCK_COLS;
-        vector_t scale = vector_set(scales ? scales[k / BLOCK_COLS] * 256.0F : 1.0F);
-        add_few(few, k, end, scale, sums, rows, vectors, dtype);
+    const uint32_t step = dtype == DTYPE_F8E4M3 ? 2 : 1;
+    const size_t step_bytes = step * PANEL * dtype_bytes(dtype);
+    for (uint32_t begin = 0; begin < few->w->cols;) {
+        block_t block = block_at(few->w, few->panel, begin);
+        uint32_t k = begin, end = begin + block.depth;
+        const char *from = packed_row(few->w, few->panel, begin, dtype);
+        vector_t sums[TILE_VECTORS_MAX], scale = vector_set(block.scale);
+        UNROLL for (uint32_t i = 0; i < rows * vectors; i++) sums[i] = vector_set(0);
+        for (; k + step <= end; k += step, from += step_bytes) {
+            add_k(few, k, from, sums, rows, vectors, dtype, 0);
+            if (step == 2) add_k(few, k + 1, from, sums, rows, vectors, dtype, 1);
+        }
+        if (k < end) add_k(few, k, from, sums, rows, vectors, dtype, 0);
+        UNROLL for (uint32_t i = 0; i < rows * vectors; i++)
+            add_sums(few->out + i / vectors * few->out_stride + i % vectors * LANES, sums[i], scale,
+                     begin == 0);
+        begin = end;
     }
-    UNROLL for (uint32_t i = 0; i < rows * vectors; i++)
-        vector_store(few->out + i / vectors * few->out_stride + i % vectors * LANES, sums[i]);
 }
 
 INLINE void multiply_rows(const few_t *few, const uint32_t rows, const uint32_t vectors)
@@ -263,8 +317,8 @@ static void multiply_few(const gemm_t *gemm, uint32_t panel, uint32_t panels, fl
 static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t last)
 {
     const gemm_t *gemm = context;
-    float *block = (float *)(void *)(gemm->scratch + (size_t)thread * THREAD_BYTES);
-    float *sums = block + BLOCK_FLOATS;
+    float *floats = (float *)(void *)(gemm->scratch + (size_t)thread * THREAD_BYTES);
+    float *sums = floats + BLOCK_FLOATS;
     uint32_t panel = first, few = gemm->w->dtype == DTYPE_F8E4M3 ? FEW_ROWS_E4M3 : FEW_ROWS;
     if (gemm->rows <= WIDE_ROWS)
         for (; panel + WIDE_PANELS <= last; panel += WIDE_PANELS)
@@ -273,7 +327,7 @@ static void gemm_part(void *context, uint32_t thread, uint32_t first, uint32_t l
         if (gemm->rows <= few)
             multiply_few(gemm, panel, 1, sums);
         else
-            multiply_panel(gemm, panel, block, sums);
+            multiply_panel(gemm, panel, floats, sums);
     }
 }
 

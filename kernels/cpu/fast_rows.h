@@ -218,6 +218,7 @@ static void absorb_query_head(const absorb_t *self, uint32_t h, float *weights, 
                         .c = sums,
                         .c_stride = NARROW_VECTORS * LANES,
                         .depth = heads->nope,
+                        .scale = 1.0F,
                         .is_first = 1 };
         for (uint32_t col = 0; col < heads->latent; col += NARROW_VECTORS * LANES) {
             uint32_t cols = heads->latent - col < NARROW_VECTORS * LANES ? heads->latent - col

@@ -10,26 +10,29 @@
 #include "../ops.h"
 #include "vector.h"
 
-/* c[rows][cols] (+)= a[rows][depth] b[depth][cols]; strides in elements. */
+/* c[rows][cols] (+)= a[rows][depth] b[depth][cols] scale; strides in elements. */
 typedef struct {
     const float *a, *b;
     float *c;
     size_t a_stride, b_stride, c_stride;
     uint32_t depth;
+    float scale;
     int is_first;     /* c is written, not added to */
     const char *next; /* memory to fetch meanwhile, `next_step` bytes per row of b; b itself where
                          nothing is due */
     size_t next_step;
 } tile_t;
 
+/* What a block of the depth adds to the sums so far. */
+INLINE void add_sums(float *to, vector_t sums, vector_t scale, int is_first)
+{
+    vector_store(to, vector_fma(sums, scale, is_first ? vector_set(0) : vector_load(to)));
+}
+
 INLINE void multiply_tile(const tile_t *tile, const uint32_t rows, const uint32_t vectors)
 {
-    vector_t sums[TILE_VECTORS_MAX];
-    UNROLL for (uint32_t r = 0; r < rows; r++)
-    {
-        UNROLL for (uint32_t v = 0; v < vectors; v++) sums[r * vectors + v] =
-            tile->is_first ? vector_set(0) : vector_load(tile->c + r * tile->c_stride + v * LANES);
-    }
+    vector_t sums[TILE_VECTORS_MAX], scale = vector_set(tile->scale);
+    UNROLL for (uint32_t i = 0; i < rows * vectors; i++) sums[i] = vector_set(0);
     const float *a = tile->a, *b = tile->b;
     const char *next = tile->next;
     for (uint32_t k = 0; k < tile->depth; k++, a++, b += tile->b_stride, next += tile->next_step) {
@@ -43,11 +46,9 @@ INLINE void multiply_tile(const tile_t *tile, const uint32_t rows, const uint32_
                 vector_fma(factor, columns[v], sums[r * vectors + v]);
         }
     }
-    UNROLL for (uint32_t r = 0; r < rows; r++)
-    {
-        UNROLL for (uint32_t v = 0; v < vectors; v++)
-            vector_store(tile->c + r * tile->c_stride + v * LANES, sums[r * vectors + v]);
-    }
+    UNROLL for (uint32_t i = 0; i < rows * vectors; i++)
+        add_sums(tile->c + i / vectors * tile->c_stride + i % vectors * LANES, sums[i], scale,
+                 tile->is_first);
 }
 
 /* Rows in one tile, which is two vectors wide. */

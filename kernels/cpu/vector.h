@@ -83,6 +83,15 @@ INLINE vector_t vector_expand_e4m3(const uint8_t *from)
         _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(-0x4001)));
 }
 
+/* The first (odd = 0) or the second of each pair, for two vectors: one instruction moves both. */
+INLINE void vector_expand_e4m3_pairs(const uint8_t *from, const uint32_t odd, vector_t out[2])
+{
+    __m512i pairs = _mm512_loadu_si512(from), high = odd ? pairs : _mm512_slli_epi16(pairs, 8);
+    __m512i half = _mm512_and_si512(_mm512_srai_epi16(high, 1), _mm512_set1_epi16(-0x4080));
+    out[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(half));
+    out[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
+}
+
 /* Zero where x is below `least`, y elsewhere. */
 INLINE vector_t vector_keep_from(vector_t x, float least, vector_t y)
 {
@@ -173,6 +182,16 @@ INLINE vector_t vector_expand_e4m3(const uint8_t *from)
 {
     __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)from));
     return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(-0x4001)));
+}
+
+/* The first (odd = 0) or the second of each pair, for two vectors: one instruction moves both. */
+INLINE void vector_expand_e4m3_pairs(const uint8_t *from, const uint32_t odd, vector_t out[2])
+{
+    __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)from);
+    __m256i high = odd ? pairs : _mm256_slli_epi16(pairs, 8);
+    __m256i half = _mm256_and_si256(_mm256_srai_epi16(high, 1), _mm256_set1_epi16(-0x4080));
+    out[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+    out[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
 }
 
 /* Zero where x is below `least`, y elsewhere. */
