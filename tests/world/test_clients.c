@@ -4,6 +4,8 @@
 
 #include <zmq.h>
 
+#include "runtime/zmq/state.h"
+
 static const address_t ingress = { ROLE_ingress, 0 };
 
 typedef struct {
@@ -13,12 +15,13 @@ typedef struct {
 static void client_open(client_t *self, const config_t *config, const char *id)
 {
     char endpoint[256];
-    int wait_ms = 10000;
+    int wait_ms = 10000, frames = 1; /* who reads nothing is full soon */
     assert_true(world_endpoint(config, ingress, endpoint, sizeof endpoint) > 0);
     self->context = zmq_ctx_new();
     self->socket = zmq_socket(self->context, ZMQ_DEALER);
     if (id) assert_int_equal(zmq_setsockopt(self->socket, ZMQ_ROUTING_ID, id, strlen(id)), 0);
     assert_int_equal(zmq_setsockopt(self->socket, ZMQ_RCVTIMEO, &wait_ms, sizeof wait_ms), 0);
+    assert_int_equal(zmq_setsockopt(self->socket, ZMQ_RCVHWM, &frames, sizeof frames), 0);
     assert_int_equal(zmq_connect(self->socket, endpoint), 0);
 }
 
@@ -203,6 +206,45 @@ static void test_clients_who_read_nothing_harm_nobody_and_are_cut(void **state)
     toy_config_free(config);
 }
 
+/* Stand still for as long as a client may be stuck, once it is, and not only for a moment. */
+static int task_pause(toy_t *toy, actor_t *world, void *arg)
+{
+    uint64_t stuck_us = world->clients[0].stuck_us;
+    if (stuck_us == 0 || actor_now_us(world) - stuck_us < 300000) return 0;
+    usleep((useconds_t)world->config->http.stream_stall_seconds * 1000000);
+    *(uint64_t *)arg = toy_now_ms();
+    return 1;
+}
+
+/* If this failed, an ingress that was stopped for a while would cut everybody whose link was full
+ * when it stopped, as if they had not read since. */
+static void test_clients_are_not_cut_for_a_pause_of_ours(void **state)
+{
+    enum { ROUNDS_MAX = 20000 };
+    config_t *config = toy_config();
+    config->http.stream_stall_seconds = 2;
+    toy_t *toy = toy_start(config, ingress, 5);
+    client_t deaf;
+    client_open(&deaf, config, NULL);
+    client_say(&deaf, MSG_client_cancel, 1);
+    assert_true(toy_wait(toy, MSG_client_cancel, 1));
+    uint32_t count = 1, rounds = 0;
+    uint64_t paused_ms = 0; /* until when */
+    while (!toy_do(toy, task_pause, &paused_ms)) {
+        (void)toy_do(toy, task_send_all, &count);
+        assert_true(++rounds < ROUNDS_MAX);
+    }
+    while (!toy_wait_for(toy, MSG_peer_down, 1, 20)) {
+        (void)toy_do(toy, task_send_all, &count);
+        assert_true(++rounds < ROUNDS_MAX);
+    }
+    uint64_t stall_ms = (uint64_t)config->http.stream_stall_seconds * 1000;
+    assert_true(toy_now_ms() - paused_ms >= stall_ms);
+    client_close(&deaf);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
 /* If this failed, a thousand idle connections would shut out `troupe status`. */
 static void test_clients_who_are_idle_make_room(void **state)
 {
@@ -252,6 +294,7 @@ int main(void)
         cmocka_unit_test(test_clients_messages_of_actors_are_refused),
         cmocka_unit_test(test_clients_places_of_gone_clients_are_used_again),
         cmocka_unit_test(test_clients_who_read_nothing_harm_nobody_and_are_cut),
+        cmocka_unit_test(test_clients_are_not_cut_for_a_pause_of_ours),
         cmocka_unit_test(test_clients_who_are_idle_make_room),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
