@@ -245,6 +245,37 @@ static void test_clients_are_not_cut_for_a_pause_of_ours(void **state)
     toy_config_free(config);
 }
 
+static peer_t *greet(actor_t *world, uint32_t number)
+{
+    char id[16];
+    int size = snprintf(id, sizeof id, "guest %u", number);
+    peer_t *guest = peer_of_id(world, (const uint8_t *)id, (size_t)size);
+    if (guest) peer_say_hello(world, guest);
+    return guest;
+}
+
+/* Every client has an unsent message when one is lost and another takes its place. */
+static int task_change_places(toy_t *toy, actor_t *world, void *arg)
+{
+    for (uint32_t i = 0; i < CLIENTS_MAX; i++)
+        if (!greet(world, i)) return -1;
+    peer_t *lost = &world->clients[7];
+    peer_lose(world, lost);
+    peers_deliver_lost(world);
+    return greet(world, CLIENTS_MAX) == lost ? (int)world->dirty_count : -1;
+}
+
+/* If this failed, places that are used again within a turn would overflow the list of those with
+ * unsent messages. */
+static void test_clients_place_used_again_is_dirty_once(void **state)
+{
+    config_t *config = toy_config();
+    toy_t *toy = toy_start(config, ingress, 5);
+    assert_int_equal(toy_do(toy, task_change_places, NULL), CLIENTS_MAX);
+    assert_int_equal(toy_stop(toy), ERR_OK);
+    toy_config_free(config);
+}
+
 /* If this failed, a thousand idle connections would shut out `troupe status`. */
 static void test_clients_who_are_idle_make_room(void **state)
 {
@@ -295,6 +326,7 @@ int main(void)
         cmocka_unit_test(test_clients_places_of_gone_clients_are_used_again),
         cmocka_unit_test(test_clients_who_read_nothing_harm_nobody_and_are_cut),
         cmocka_unit_test(test_clients_are_not_cut_for_a_pause_of_ours),
+        cmocka_unit_test(test_clients_place_used_again_is_dirty_once),
         cmocka_unit_test(test_clients_who_are_idle_make_room),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
