@@ -2,6 +2,7 @@
  * other is gone. */
 #include "zmtp.h"
 
+#include <sys/resource.h>
 #include <zmq.h>
 
 #include "runtime/zmq/state.h"
@@ -431,6 +432,27 @@ static void test_links_deleted_name_comes_back(void **state)
     toy_config_free(config);
 }
 
+/* If this failed, an actor whose name cannot come back would go on where nobody finds it, instead
+ * of ending, so that it is started again. */
+static void test_links_name_that_cannot_come_back_ends_the_actor(void **state)
+{
+    char path[512];
+    struct rlimit before, none;
+    config_t *config = toy_config();
+    toy_t *binder = toy_start(config, prefill_lb, 1), *peer = toy_start(config, ingress, 2);
+    assert_true(toy_wait(binder, MSG_peer_up, 1));
+    assert_int_equal(toy_stop(peer), ERR_OK);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = (struct rlimit){ 3, before.rlim_max }; /* as when connections have taken them all */
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    snprintf(path, sizeof path, "%s/prefill_lb-0.sock", config->wire.directory);
+    assert_int_equal(unlink(path), 0);
+    assert_false(toy_wait_for(binder, MSG_stop, 1, 5000)); /* it ends by itself */
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(toy_stop(binder), ERR_IO);
+    toy_config_free(config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -446,6 +468,7 @@ int main(void)
         cmocka_unit_test(test_links_only_who_connects_sends_heartbeats_of_zmtp),
         cmocka_unit_test(test_links_stop_says_how_long_to_drain_after_a_signal_too),
         cmocka_unit_test(test_links_deleted_name_comes_back),
+        cmocka_unit_test(test_links_name_that_cannot_come_back_ends_the_actor),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
