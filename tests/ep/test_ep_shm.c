@@ -348,6 +348,22 @@ static void test_ep_deleted_file_ranks_meet_in_the_new_one(void **state)
     ep_group_destroy(&group);
 }
 
+/* If this failed, a rank whose options are gone, as the engine's are, would look for its file under
+ * whatever lies there since, and leave its group for it. */
+static void test_ep_path_is_the_groups_own(void **state)
+{
+    char path[sizeof region_path];
+    ep_options_t options = options_of(0, 1, DTYPE_F32);
+    memcpy(path, region_path, sizeof path);
+    options.path = path;
+    ep_group_t *group = ep_group_new(&options);
+    assert_non_null(group);
+    assert_int_equal(ep_group_join(group), ERR_OK);
+    snprintf(path, sizeof path, "/proc/self/exe");
+    assert_true(ep_group_is_joined(group) && !ep_group_is_rung(group));
+    ep_group_destroy(&group);
+}
+
 static void send_nonsense(ep_group_t *group, queue_t *q, const ep_options_t *options)
 {
     static layer_input_t in;
@@ -471,6 +487,7 @@ int main(void)
         cmocka_unit_test(test_ep_fp8_rows_stay_near_the_exact_ones),
         cmocka_unit_test(test_ep_killed_rank_ends_the_step_and_its_successor_joins),
         cmocka_unit_test(test_ep_deleted_file_ranks_meet_in_the_new_one),
+        cmocka_unit_test(test_ep_path_is_the_groups_own),
         cmocka_unit_test(test_ep_nonsense_from_a_rank_is_refused),
         cmocka_unit_test(test_ep_rank_that_leaves_ends_the_step),
         cmocka_unit_test(test_ep_slot_in_use_is_refused),
