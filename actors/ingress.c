@@ -139,6 +139,7 @@ void call_drop(ingress_t *self, actor_t *world, call_t *call)
     call_free(self, call);
 }
 
+/* With its whole call, whose requests are cancelled wherever they are. */
 static void fail_request(ingress_t *self, actor_t *world, request_t *request, err_t error)
 {
     openai_error_t why;
@@ -197,7 +198,6 @@ static uint64_t backoff_us(uint32_t times)
 static void lose(ingress_t *self, actor_t *world, request_t *request, err_t error)
 {
     if (request->losses + 1 >= (uint32_t)self->config->limits.attempts_max) {
-        request_cancel(self, world, request);
         fail_request(self, world, request, error);
         return;
     }
@@ -347,7 +347,6 @@ static void on_tokens(void *state, actor_t *world, const msg_t *m)
         }
     }
     if (error == ERR_NO_SPACE) {
-        request_cancel(self, world, request);
         fail_request(self, world, request, ERR_NO_SPACE);
     } else if (error != ERR_OK) {
         lose(self, world, request, ERR_LOST);
@@ -460,7 +459,6 @@ static void probe(ingress_t *self, actor_t *world, request_t *request)
     if (is_decoding || path_missing(self, world) == NULL) {
         request->hold_until_us = 0;
     } else if (is_held_too_long(self, world, request)) {
-        request_cancel(self, world, request);
         fail_request(self, world, request, ERR_UNAVAILABLE);
         return;
     }
@@ -482,7 +480,6 @@ static void on_alarm(ingress_t *self, actor_t *world, request_t *request)
     uint64_t last_us =
         request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
     if (now_us >= self->calls[request->call].deadline_us) {
-        request_cancel(self, world, request);
         fail_request(self, world, request, ERR_DEADLINE);
     } else if (request->state == REQUEST_WAITING) {
         submit_again(self, world, request);
