@@ -6,10 +6,8 @@
  *   prefill_lb, decode_lb --request_held, failed--> ingress
  *   prefill_worker, decode_worker --tokens, finished, failed--> ingress
  *
- * Everything else may die in between: ingress holds the prompt and every token it accepted, and
- * submits them again as the next attempt, with the same seed.  It takes exactly the next index of
- * the current attempt; whatever else arrives changes nothing.  Nothing is buffered: a token that
- * was accepted is on its way to the client in that turn.
+ * It takes exactly the next index of the current attempt; whatever else arrives changes nothing.
+ * Nothing is buffered: a token that was accepted is on its way to the client in that turn.
  */
 #include "ingress.h"
 
@@ -20,201 +18,6 @@
 #include "../runtime/base/config.h"
 #include "../runtime/process.h"
 #include "ingress_parts.h"
-
-enum {
-    RETRY_FIRST_US = 50000,
-    RETRY_MOST_US = 1000000,
-    HOLD_BOUNDS = 5, /* detection bounds for which a broken path is borne: a restart takes less */
-};
-
-static const address_t prefill_lb = { ROLE_prefill_lb, 0 }, decode_lb = { ROLE_decode_lb, 0 };
-
-/* ---- ends ---- */
-
-bool is_stop_id(const ingress_t *self, const call_t *call, uint32_t id)
-{
-    const extras_t *extras = &self->extras[call_index(self, call)];
-    for (uint32_t i = 0; i < call->stop_id_count; i++) {
-        if (extras->stop_ids[i] == id) return true;
-    }
-    return false;
-}
-
-bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id)
-{
-    if (is_stop_id(self, call, id)) return true;
-    for (uint32_t i = 0; i < self->model.end_token_count && !call->sampling.ignore_eos; i++) {
-        if (self->model.end_tokens[i] == id) return true;
-    }
-    return false;
-}
-
-/* The next moment at which something must happen even if nobody speaks. */
-void request_arm(ingress_t *self, actor_t *world, request_t *request)
-{
-    const call_t *call = &self->calls[request->call];
-    uint64_t probe_us = (uint64_t)self->config->timing.probe_ms * 1000;
-    uint64_t last_us =
-        request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
-    uint64_t at_us = request->state == REQUEST_WAITING ? request->resume_us : last_us + probe_us;
-    if (at_us == 0) at_us = actor_now_us(world) + RETRY_FIRST_US;
-    alarms_set(&self->alarms, request_index(self, request),
-               at_us < call->deadline_us ? at_us : call->deadline_us);
-    turns_set_wake(self, world);
-}
-
-/* Both balancers pass it on to whoever holds the request; the sender of its tokens hears it at
- * once. */
-void request_cancel(ingress_t *self, actor_t *world, const request_t *request)
-{
-    msg_t m;
-    msg_init(&m, MSG_cancel);
-    m.header.request = request->id;
-    m.header.attempt = request->attempt;
-    err_t lost = actor_send(world, prefill_lb, &m);
-    lost = actor_send(world, decode_lb, &m);
-    if (request->sender.role != ROLE_client) lost = actor_send(world, request->sender, &m);
-    (void)lost; /* whoever missed it sends a token, and is told again then */
-}
-
-static void count_end(ingress_t *self, actor_t *world, const request_t *request, outcome_t outcome)
-{
-    static const metric_t metrics[] = { METRIC_requests_finished_total,
-                                        METRIC_requests_failed_total,
-                                        METRIC_requests_cancelled_total };
-    uint64_t *const counts[] = { &self->finished, &self->failed, &self->cancelled };
-    uint64_t now_us = actor_now_us(world);
-    *counts[outcome] += 1;
-    actor_count(world, metrics[outcome], 1);
-    if (outcome == OUTCOME_FINISHED) self->served_us = now_us;
-    actor_observe(world, METRIC_request_seconds,
-                  (double)(now_us - self->calls[request->call].arrived_us) * 1e-6);
-}
-
-/* The books only: who is told is the caller's matter. */
-static void close_request(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome)
-{
-    invariant(request->state == REQUEST_WAITING || request->state == REQUEST_RUNNING);
-    call_t *call = &self->calls[request->call];
-    invariant(call->open_count > 0);
-    table_remove(&self->by_id, request->id.hi, request->id.lo);
-    alarms_remove(&self->alarms, request_index(self, request));
-    request->state = REQUEST_ENDED;
-    call->open_count--;
-    count_end(self, world, request, outcome);
-}
-
-void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome)
-{
-    call_t *call = &self->calls[request->call];
-    close_request(self, world, request, outcome);
-    answer_request_end(self, world, request);
-    if (call->open_count == 0) call_end(self, world, call);
-}
-
-static void close_all(ingress_t *self, actor_t *world, call_t *call, outcome_t outcome)
-{
-    if (!call->is_admitted) {
-        call_forget(self, call);
-        return;
-    }
-    for (uint32_t index = call->first; index != NONE; index = self->requests[index].next) {
-        request_t *request = &self->requests[index];
-        if (request->state == REQUEST_ENDED) continue;
-        request_cancel(self, world, request);
-        close_request(self, world, request, outcome);
-    }
-}
-
-void call_fail(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why)
-{
-    close_all(self, world, call, why->error == ERR_CANCELLED ? OUTCOME_CANCELLED : OUTCOME_FAILED);
-    answer_call_error(self, world, call, why);
-    call_free(self, call);
-}
-
-void call_drop(ingress_t *self, actor_t *world, call_t *call)
-{
-    close_all(self, world, call, OUTCOME_CANCELLED);
-    call_free(self, call);
-}
-
-/* With its whole call, whose requests are cancelled wherever they are. */
-static void fail_request(ingress_t *self, actor_t *world, request_t *request, err_t error)
-{
-    openai_error_t why;
-    openai_refuse(&why, error, "", "The request failed after %u of %u attempts: %s.",
-                  request->losses + 1, (uint32_t)self->config->limits.attempts_max,
-                  error_descs[error].doc);
-    actor_log(world, error == ERR_OVERLOAD ? LOG_DEBUG : LOG_INFO, "INGRESS-FAILED",
-              "request %s attempt %u: %s", request_text(request->id).text, request->attempt,
-              error_descs[error].name);
-    call_fail(self, world, &self->calls[request->call], &why);
-}
-
-static void finish_request(ingress_t *self, actor_t *world, request_t *request, finish_t reason)
-{
-    request->reason = reason;
-    request_end(self, world, request, OUTCOME_FINISHED);
-}
-
-/* ---- attempts ---- */
-
-/* All tokens arrived, only the word that it was the last did not. */
-static bool is_complete(ingress_t *self, const request_t *request, finish_t *reason)
-{
-    uint32_t count = request_gather(self, request);
-    *reason = FINISH_STOP;
-    if (request->generated > 0 &&
-        is_end_token(self, &self->calls[request->call], self->ids[count - 1]))
-        return true;
-    *reason = FINISH_LENGTH;
-    return request->generated >= request->max_tokens;
-}
-
-/* The next attempt: at once, or a while later when nobody could take it. */
-static void retry(ingress_t *self, actor_t *world, request_t *request, uint64_t delay_us)
-{
-    finish_t reason;
-    if (is_complete(self, request, &reason)) {
-        request_cancel(self, world, request);
-        finish_request(self, world, request, reason);
-        return;
-    }
-    request->attempt++;
-    request->state = REQUEST_WAITING;
-    request->sender = (address_t){ ROLE_client, 0 };
-    request->resume_us = actor_now_us(world) + delay_us;
-    actor_count(world, METRIC_requests_resubmitted_total, 1);
-    request_arm(self, world, request);
-}
-
-static uint64_t backoff_us(uint32_t times)
-{
-    uint64_t delay_us = (uint64_t)RETRY_FIRST_US << (times < 5 ? times : 5);
-    return delay_us < RETRY_MOST_US ? delay_us : RETRY_MOST_US;
-}
-
-static void lose(ingress_t *self, actor_t *world, request_t *request, err_t error)
-{
-    if (request->losses + 1 >= (uint32_t)self->config->limits.attempts_max) {
-        fail_request(self, world, request, error);
-        return;
-    }
-    actor_log(world, LOG_INFO, "INGRESS-RETRY", "request %s attempt %u lost at token %u: %s",
-              request_text(request->id).text, request->attempt, request->generated,
-              error_descs[error].name);
-    uint64_t delay_us = request->losses == 0 ? 0 : backoff_us(request->losses);
-    request->losses++;
-    retry(self, world, request, delay_us);
-}
-
-/* Errors after which another attempt may succeed. */
-static bool is_loss(err_t error)
-{
-    return error_descs[error].is_retry_safe && error != ERR_DEADLINE && error != ERR_OVERLOAD &&
-           error != ERR_UNAVAILABLE;
-}
 
 /* ---- what workers and balancers say ---- */
 
@@ -341,18 +144,17 @@ static void on_tokens(void *state, actor_t *world, const msg_t *m)
         answer_delta(self, world, request, &fresh);
         if (self->calls[request->call].is_cut) {
             request_cancel(self, world, request);
-            request->reason = FINISH_CANCELLED;
-            request_end(self, world, request, OUTCOME_FAILED);
+            request_finish(self, world, request, FINISH_CANCELLED);
             return;
         }
     }
     if (error == ERR_NO_SPACE) {
-        fail_request(self, world, request, ERR_NO_SPACE);
+        request_fail(self, world, request, ERR_NO_SPACE);
     } else if (error != ERR_OK) {
-        lose(self, world, request, ERR_LOST);
+        request_try_again(self, world, request, ERR_LOST);
     } else if (request->text.is_stopped) {
         request_cancel(self, world, request);
-        finish_request(self, world, request, FINISH_STOP);
+        request_finish(self, world, request, FINISH_STOP);
     }
 }
 
@@ -388,29 +190,20 @@ static void on_finished(void *state, actor_t *world, const msg_t *m)
     request_t *request = find_current(self, world, m);
     if (request == NULL) return;
     if (m->finished.tokens > request->generated && request->generated < request->max_tokens) {
-        lose(self, world, request, ERR_LOST); /* a message of tokens is missing */
+        request_try_again(self, world, request, ERR_LOST); /* a message of tokens is missing */
         return;
     }
     if (m->finished.reason == FINISH_CANCELLED)
-        lose(self, world, request, ERR_LOST);
+        request_try_again(self, world, request, ERR_LOST);
     else
-        finish_request(self, world, request, (finish_t)m->finished.reason);
+        request_finish(self, world, request, (finish_t)m->finished.reason);
 }
 
 static void on_failed(void *state, actor_t *world, const msg_t *m)
 {
     ingress_t *self = state;
     request_t *request = find_current(self, world, m);
-    if (request == NULL) return;
-    err_t error = (err_t)m->failed.error;
-    bool is_busy = error == ERR_OVERLOAD || error == ERR_UNAVAILABLE;
-    if (is_loss(error))
-        lose(self, world, request, error);
-    else if (is_busy && request->attempt > 0)
-        retry(self, world, request,
-              RETRY_MOST_US / 4); /* it was accepted once: it waits, until its deadline */
-    else
-        fail_request(self, world, request, error == ERR_OK ? ERR_INTERNAL : error);
+    if (request != NULL) request_try_again(self, world, request, (err_t)m->failed.error);
 }
 
 static void on_request_held(void *state, actor_t *world, const msg_t *m)
@@ -423,73 +216,6 @@ static void on_request_held(void *state, actor_t *world, const msg_t *m)
     if (m->header.from.role == ROLE_decode_lb) request->decode_hold = hold;
 }
 
-/* ---- silence ---- */
-
-/* Nobody can take the request, or go on with it: that is borne for a while.  True when it is over.
- */
-static bool is_held_too_long(ingress_t *self, actor_t *world, request_t *request)
-{
-    uint64_t now_us = actor_now_us(world);
-    if (request->hold_until_us == 0)
-        request->hold_until_us =
-            now_us + HOLD_BOUNDS * (uint64_t)self->config->timing.dead_ms * 1000;
-    return now_us >= request->hold_until_us;
-}
-
-/* A refused submission is tried again: at first and after a loss of the balancer for a while, an
- * attempt that found full queues until the deadline. */
-static void submit_again(ingress_t *self, actor_t *world, request_t *request)
-{
-    request->resume_us = actor_now_us(world) + RETRY_MOST_US / 4;
-    err_t error = request_submit(self, world, request);
-    if (error == ERR_OK || (error == ERR_OVERLOAD && request->attempt > 0)) return;
-    if (is_held_too_long(self, world, request))
-        fail_request(self, world, request, error == ERR_OVERLOAD ? ERR_OVERLOAD : ERR_UNAVAILABLE);
-}
-
-static void probe(ingress_t *self, actor_t *world, request_t *request)
-{
-    bool is_nobodys = request->prefill_hold == HOLD_NO && request->decode_hold == HOLD_NO;
-    request->misses = is_nobodys ? request->misses + 1 : 0;
-    if (request->misses >= 2) {
-        lose(self, world, request, ERR_LOST);
-        return;
-    }
-    bool is_decoding = request->decode_hold == HOLD_YES && decode_missing(self, world) == NULL;
-    if (is_decoding || path_missing(self, world) == NULL) {
-        request->hold_until_us = 0;
-    } else if (is_held_too_long(self, world, request)) {
-        fail_request(self, world, request, ERR_UNAVAILABLE);
-        return;
-    }
-    request->prefill_hold = request->decode_hold = HOLD_UNKNOWN;
-    request->probed_us = actor_now_us(world);
-    msg_t m;
-    msg_init(&m, MSG_request_probe);
-    m.header.request = request->id;
-    m.header.attempt = request->attempt;
-    err_t lost = actor_send(world, prefill_lb, &m);
-    lost = actor_send(world, decode_lb, &m);
-    (void)lost; /* no answer is no proof: asked again in a while */
-    request_arm(self, world, request);
-}
-
-static void on_alarm(ingress_t *self, actor_t *world, request_t *request)
-{
-    uint64_t now_us = actor_now_us(world);
-    uint64_t last_us =
-        request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
-    if (now_us >= self->calls[request->call].deadline_us) {
-        fail_request(self, world, request, ERR_DEADLINE);
-    } else if (request->state == REQUEST_WAITING) {
-        submit_again(self, world, request);
-    } else if (now_us - last_us >= (uint64_t)self->config->timing.probe_ms * 1000) {
-        probe(self, world, request);
-    } else {
-        request_arm(self, world, request);
-    }
-}
-
 static void wake(void *state, actor_t *world)
 {
     ingress_t *self = state;
@@ -497,7 +223,7 @@ static void wake(void *state, actor_t *world)
     for (uint32_t i = 0; i < self->requests_max; i++) {
         uint32_t index = alarms_take_due(&self->alarms, now_us);
         if (index == UINT32_MAX) break;
-        on_alarm(self, world, &self->requests[index]);
+        request_watch(self, world, &self->requests[index]);
     }
     turns_go_on(self, world);
     turns_set_wake(self, world);

@@ -1,6 +1,7 @@
 /* actors/ingress_parts.h - the state of ingress and what its files share.
  *
- *   ingress.c          messages of the company, alarms, the class
+ *   ingress.c          messages of the company, the class
+ *   ingress_life.c     attempts of a request, silence about it, its end
  *   ingress_routes.c   paths of the HTTP API
  *   ingress_admit.c    from a parsed body to requests, and their submission
  *   ingress_answer.c   what clients get: chunks, whole answers, errors
@@ -217,12 +218,16 @@ uint32_t request_gather(const ingress_t *self, const request_t *request);
 bool record_keep(ingress_t *self, chain_t *chain, const token_record_t *record);
 void books_check(const ingress_t *self);
 
-/* ---- the life of a request (ingress.c) ---- */
+/* ---- the life of a request ---- */
 
-typedef enum { OUTCOME_FINISHED, OUTCOME_FAILED, OUTCOME_CANCELLED } outcome_t;
-
-/* The one end of a request.  The last one of a call ends the call. */
-void request_end(ingress_t *self, actor_t *world, request_t *request, outcome_t outcome);
+/* The end of a request; the last one of a call ends the call.  FINISH_CANCELLED: it was cut. */
+void request_finish(ingress_t *self, actor_t *world, request_t *request, finish_t reason);
+/* With its whole call, whose other requests are cancelled. */
+void request_fail(ingress_t *self, actor_t *world, request_t *request, err_t error);
+/* This attempt came to nothing: the next one, at once or later, or the end where none may help. */
+void request_try_again(ingress_t *self, actor_t *world, request_t *request, err_t error);
+/* Its alarm rang: it waits for its next attempt, nobody spoke of it, or its deadline came. */
+void request_watch(ingress_t *self, actor_t *world, request_t *request);
 /* End everything of a call: the requests that still run are cancelled in the company; the client
  * gets the error. */
 void call_fail(ingress_t *self, actor_t *world, call_t *call, const openai_error_t *why);
