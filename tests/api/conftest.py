@@ -1,6 +1,5 @@
 """tests/api/conftest.py - fixtures: one company with the tiny model for all tests of a module."""
 
-import openai
 import pytest
 
 from company import company
@@ -15,6 +14,8 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def client(tiny):
+    import openai  # here, for it takes a second, and most files do without
+
     with openai.OpenAI(base_url=tiny.url + "/v1", api_key="none", max_retries=0, timeout=60) as made:
         yield made
 
