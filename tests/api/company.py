@@ -18,6 +18,8 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TROUPE = pathlib.Path(os.environ.get("TROUPE", ROOT / "build" / "troupe")).resolve()
 TINY = ROOT / "models" / "tiny"
+SMALL = {"prefill_workers": 2, "prefill_ep": 1, "decode_workers": 2, "decode_ep": 1}
+STUB = {"engine": {"kind": "stub", "stub_token_us": 3000}, "company": SMALL}
 
 
 def free_port() -> int:
@@ -147,3 +149,45 @@ def company(settings: dict[str, dict] | None = None, ready_seconds: float = 60, 
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGKILL)
                 process.wait()
+
+
+def names_in(directory: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    """Not gone, and no zombie that nobody has buried yet."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def pids_of(running) -> dict[str, int]:
+    """"role.index" -> process id, of the actors that live now."""
+    found = {}
+    for pid in running.children():
+        with contextlib.suppress(OSError, ValueError):
+            words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            found[f"{words[words.index('--role') + 1]}.{words[words.index('--index') + 1]}"] = pid
+    return found
+
+
+def ask(running, seed: int, tokens: int = 40) -> tuple[int, str]:
+    status, answer = running.post("/v1/completions", {"prompt": "The box", "max_tokens": tokens, "seed": seed, "ignore_eos": True})
+    return status, answer["choices"][0]["text"] if status == 200 else json.dumps(answer)
+
+
+def restart(running, arguments: list[str]):
+    """Another life in the same directory, for company() to end."""
+    began = time.monotonic()
+    with running.log.open("ab") as output:
+        running.process.__init__([str(TROUPE), "up", "--config", str(running.config), *arguments], stdout=output,
+                                 stderr=subprocess.STDOUT, cwd=running.directory.parent)
+
+    def is_ready():
+        assert running.process.poll() is None, running.log.read_text()[-3000:]
+        with contextlib.suppress(OSError):
+            return running.get("/ready", timeout=2)[0] == 200
+        return False
+    wait_until(is_ready, 20, "ready again; log:\n" + running.log.read_text()[-3000:])
+    print(f"ready again after {time.monotonic() - began:.2f} s")

@@ -1,8 +1,10 @@
-"""tests/api/conftest.py - fixtures: one company with the tiny model for all tests of a module."""
+"""tests/api/conftest.py - fixtures: one company for all tests of a module."""
+
+import concurrent.futures
 
 import pytest
 
-from company import company
+from company import STUB, ask, company
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +25,15 @@ def client(tiny):
 @pytest.fixture(scope="module")
 def model(client):
     return client.models.list().data[0].id
+
+
+@pytest.fixture(scope="module")
+def stub():
+    with company(STUB) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(stub):
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        return dict(enumerate(pool.map(lambda seed: ask(stub, seed), range(12))))
