@@ -6,6 +6,7 @@
 #ifdef HAVE_SODIUM
 #include <sodium.h>
 #endif
+#include <sys/un.h>
 #include <zmq.h>
 
 #include "runtime/base/company.h"
@@ -52,18 +53,30 @@ static bool is_free(int port)
     return is_bound;
 }
 
-enum { PORTS_FIRST = 17000, PORTS_LAST = 32000, PORTS_RANGE = 16 };
+enum { PORTS_FIRST = 17000, PORTS_RANGE = 16, RANGES = 900 };
+
+/* Keeps other processes of this test away, until this one ends. */
+static bool claim_range(int base)
+{
+    struct sockaddr_un name = { .sun_family = AF_UNIX };
+    int descriptor = socket(AF_UNIX, SOCK_STREAM, 0);
+    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "troupe-test-ports-%d", base);
+    if (bind(descriptor, (struct sockaddr *)&name, sizeof name) == 0) return true;
+    close(descriptor);
+    return false;
+}
 
 /* Ports that nobody listens on now, below those that the kernel gives to outgoing connections. */
 static int free_ports(void)
 {
-    int base = PORTS_FIRST + (int)getpid() * PORTS_RANGE % (PORTS_LAST - PORTS_FIRST), count = 0;
-    for (; count < PORTS_RANGE; count++) {
-        if (is_free(base + count)) continue;
-        base = base + PORTS_RANGE < PORTS_LAST ? base + PORTS_RANGE : PORTS_FIRST;
-        count = -1;
+    for (int i = 0; i < RANGES; i++) {
+        int base = PORTS_FIRST + (getpid() + i) % RANGES * PORTS_RANGE, count = 0;
+        if (!claim_range(base)) continue;
+        while (count < PORTS_RANGE && is_free(base + count)) count++;
+        if (count == PORTS_RANGE) return base;
     }
-    return base;
+    fail_msg("no range of ports is free");
+    return 0;
 }
 
 static void scene_open(scene_t *self)
@@ -123,7 +136,7 @@ static void test_curve_company_keys_messages_pass(void **state)
 }
 
 /* Connect to prefill_lb as ingress.0 with these keys (NULL: without CURVE) and say hello and cancel
- * for two seconds. */
+ * for a second. */
 static void intrude(const scene_t *scene, const char *public_key, const char *secret_key)
 {
     char endpoint[256], server_key[41];
@@ -172,8 +185,9 @@ static void test_curve_unknown_borrowed_or_no_key_is_refused(void **state)
     /* Proof that the intruder would have been heard: the same with ingress's own key. */
     read_key(&scene, "ingress-0.cert", "public-key", public_key);
     read_key(&scene, "ingress-0.cert_secret", "secret-key", secret_key);
-    intrude(&scene, public_key, secret_key);
-    assert_int_equal(toy_count(b, MSG_peer_up), 1);
+    for (int i = 0; i < 20 && toy_count(b, MSG_cancel) == 0; i++)
+        intrude(&scene, public_key, secret_key);
+    assert_true(toy_count(b, MSG_peer_up) > 0);
     assert_true(toy_count(b, MSG_cancel) > 0);
     assert_int_equal(toy_stop(b), ERR_OK);
     scene_close(&scene);
