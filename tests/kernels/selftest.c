@@ -3,7 +3,7 @@
  *
  *   kernels_selftest [--checks] [TABLE...]     by default every table; --checks: no timing
  */
-#include "checks.h"
+#include "checks_table.h"
 #include "rates.h"
 
 static int is_wanted(const char *table, char **names, int count)

@@ -3,7 +3,7 @@
  *
  * The linker takes the emulated tables, compiled with EMULATE_TILES, before it looks for real ones.
  */
-#include "checks.h"
+#include "checks_table.h"
 
 #include "kernels/cpu/fast.h"
 

@@ -1,6 +1,6 @@
 /* tests/kernels/test_gate.c - the judge's choice of experts against sorting, written from the
  * published rules. */
-#include "checks.h"
+#include "checks_gemm.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

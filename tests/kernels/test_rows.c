@@ -1,6 +1,6 @@
 /* tests/kernels/test_rows.c - the ops that move and convert rows: embedding, rope, the paged cache,
  * casts, gathers, copies. */
-#include "checks.h"
+#include "checks_attention.h"
 
 #include <complex.h>
 #include <setjmp.h>

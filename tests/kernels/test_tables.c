@@ -1,6 +1,6 @@
 /* tests/kernels/test_tables.c - every table that this machine can run, op by op, against sums in
  * double. */
-#include "checks.h"
+#include "checks_table.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
