@@ -238,15 +238,14 @@ INLINE void multiply_typed(const few_t *few, const uint32_t rows, const uint32_t
     const size_t step_bytes = step * PANEL * dtype_bytes(dtype);
     for (uint32_t begin = 0; begin < few->w->cols;) {
         block_t block = block_at(few->w, few->panel, begin);
-        uint32_t k = begin, end = begin + block.depth;
+        uint32_t end = begin + block.depth;
         const char *from = packed_row(few->w, few->panel, begin, dtype);
         vector_t sums[TILE_VECTORS_MAX], scale = vector_set(block.scale);
         UNROLL for (uint32_t i = 0; i < rows * vectors; i++) sums[i] = vector_set(0);
-        for (; k + step <= end; k += step, from += step_bytes) {
+        for (uint32_t k = begin; k < end; k += step, from += step_bytes) {
             add_k(few, k, from, sums, rows, vectors, dtype, 0);
             if (step == 2) add_k(few, k + 1, from, sums, rows, vectors, dtype, 1);
         }
-        if (k < end) add_k(few, k, from, sums, rows, vectors, dtype, 0);
         UNROLL for (uint32_t i = 0; i < rows * vectors; i++)
             add_sums(few->out + i / vectors * few->out_stride + i % vectors * LANES, sums[i], scale,
                      begin == 0);
@@ -349,7 +348,7 @@ int NAME(gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_
     gemm.scratch = queue_take(q, (size_t)queue_threads(q) * THREAD_BYTES);
     size_t step = x->rows < GEMM_ROWS_MAX ? x->rows : GEMM_ROWS_MAX, stride = row_stride(x->cols);
     float *rows = NULL;
-    if (x->dtype != DTYPE_F32 || x->rows > WIDE_ROWS) {
+    if (x->dtype != DTYPE_F32 || x->rows > WIDE_ROWS || packed_depth(w) > x->cols) {
         size_t room = queue_left(q) / (stride * sizeof *rows);
         if (room < step) step = room;
         rows = queue_take(q, step * stride * sizeof *rows);
@@ -359,8 +358,10 @@ int NAME(gemm)(queue_t *q, const tensor_t *out, const tensor_t *x, const tensor_
     for (uint32_t first = 0; first < x->rows; first += (uint32_t)step) {
         gemm.first_row = first;
         gemm.rows = x->rows - first < step ? x->rows - first : (uint32_t)step;
-        for (uint32_t r = 0; rows && r < gemm.rows; r++)
+        for (uint32_t r = 0; rows && r < gemm.rows; r++) {
             expand_activation_row(x, first + r, rows + r * stride);
+            rows[r * stride + x->cols] = 0; /* the second of a last pair */
+        }
         gemm.x = rows ? rows : row_f32(x, first);
         gemm.x_stride = rows ? stride : x->stride;
         queue_share(q, panels, WIDE_PANELS, gemm_part, &gemm);
