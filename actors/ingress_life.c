@@ -36,14 +36,19 @@ bool is_end_token(const ingress_t *self, const call_t *call, uint32_t id)
     return false;
 }
 
+/* When somebody spoke of the request, or was asked to. */
+static uint64_t last_us(const request_t *request)
+{
+    return request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
+}
+
 /* The next moment at which something must happen even if nobody speaks. */
 void request_arm(ingress_t *self, actor_t *world, request_t *request)
 {
     const call_t *call = &self->calls[request->call];
     uint64_t probe_us = (uint64_t)self->config->timing.probe_ms * 1000;
-    uint64_t last_us =
-        request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
-    uint64_t at_us = request->state == REQUEST_WAITING ? request->resume_us : last_us + probe_us;
+    uint64_t probed_next_us = last_us(request) + probe_us;
+    uint64_t at_us = request->state == REQUEST_WAITING ? request->resume_us : probed_next_us;
     if (at_us == 0) at_us = actor_now_us(world) + RETRY_FIRST_US;
     alarms_set(&self->alarms, request_index(self, request),
                at_us < call->deadline_us ? at_us : call->deadline_us);
@@ -257,13 +262,11 @@ static void probe(ingress_t *self, actor_t *world, request_t *request)
 void request_watch(ingress_t *self, actor_t *world, request_t *request)
 {
     uint64_t now_us = actor_now_us(world);
-    uint64_t last_us =
-        request->heard_us > request->probed_us ? request->heard_us : request->probed_us;
     if (now_us >= self->calls[request->call].deadline_us) {
         request_fail(self, world, request, ERR_DEADLINE);
     } else if (request->state == REQUEST_WAITING) {
         submit_again(self, world, request);
-    } else if (now_us - last_us >= (uint64_t)self->config->timing.probe_ms * 1000) {
+    } else if (now_us - last_us(request) >= (uint64_t)self->config->timing.probe_ms * 1000) {
         probe(self, world, request);
     } else {
         request_arm(self, world, request);

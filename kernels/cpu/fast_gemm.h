@@ -31,10 +31,17 @@ enum {
         240, /* rows of x per pass, a multiple of NARROW_ROWS: their part of x fits into L2 */
 };
 
+/* How many k of a column lie side by side. */
+INLINE uint32_t k_together(dtype_t dtype)
+{
+    return dtype == DTYPE_F8E4M3 ? 2 : 1;
+}
+
 /* k of a packed panel. */
 INLINE uint32_t packed_depth(const tensor_t *w)
 {
-    return w->dtype == DTYPE_F8E4M3 ? (w->cols + 1) / 2 * 2 : w->cols;
+    uint32_t together = k_together(w->dtype);
+    return (w->cols + together - 1) / together * together;
 }
 
 int NAME(prepare_size)(const tensor_t *w, size_t *bytes)
@@ -64,8 +71,8 @@ static void pack_element(const tensor_t *w, uint32_t n, uint32_t k, void *packed
 /* Where column i of a panel has its element k. */
 INLINE size_t packed_place(dtype_t dtype, uint32_t k, uint32_t i)
 {
-    if (dtype == DTYPE_F8E4M3) return (size_t)(k / 2) * 2 * PANEL + (size_t)i * 2 + k % 2;
-    return (size_t)k * PANEL + i;
+    uint32_t together = k_together(dtype), odd = k % together;
+    return (size_t)(k - odd) * PANEL + (size_t)i * together + odd;
 }
 
 int NAME(prepare)(const tensor_t *w, void *packed)
@@ -108,12 +115,11 @@ INLINE void expand_columns(const char *from, dtype_t dtype, const uint32_t odd, 
                            : vector_expand_bf16((const uint16_t *)(const void *)from + v * LANES);
 }
 
-/* The bytes of a panel from k on. */
+/* The bytes of a panel from k on, the first of those that lie together. */
 INLINE const char *packed_row(const tensor_t *w, uint32_t panel, uint32_t k, const dtype_t dtype)
 {
     return (const char *)w->packed +
-           ((size_t)panel * packed_depth(w) * PANEL + packed_place(dtype, k, 0)) *
-               dtype_bytes(dtype);
+           ((size_t)panel * packed_depth(w) + k) * PANEL * dtype_bytes(dtype);
 }
 
 /* A block of k from `first` on, and the number that its sums are multiplied by. */
@@ -136,7 +142,7 @@ INLINE block_t block_at(const tensor_t *w, uint32_t panel, uint32_t k)
 INLINE void expand_typed(const tensor_t *w, uint32_t panel, const block_t *block, float *out,
                          const dtype_t dtype)
 {
-    const uint32_t step = dtype == DTYPE_F8E4M3 ? 2 : 1;
+    const uint32_t step = k_together(dtype);
     for (uint32_t k = block->first; k < block->first + block->depth; k += step) {
         const char *from = packed_row(w, panel, k, dtype);
         UNROLL for (uint32_t i = 0; i < step; i++, out += PANEL)
@@ -234,7 +240,7 @@ INLINE void add_k(const few_t *few, uint32_t k, const char *from, vector_t *sums
 INLINE void multiply_typed(const few_t *few, const uint32_t rows, const uint32_t vectors,
                            const dtype_t dtype)
 {
-    const uint32_t step = dtype == DTYPE_F8E4M3 ? 2 : 1;
+    const uint32_t step = k_together(dtype);
     const size_t step_bytes = step * PANEL * dtype_bytes(dtype);
     for (uint32_t begin = 0; begin < few->w->cols;) {
         block_t block = block_at(few->w, few->panel, begin);
