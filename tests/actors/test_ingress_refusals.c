@@ -76,41 +76,37 @@ static void test_ingress_body_that_any_web_page_may_send_is_refused(void **state
     destroy(world);
 }
 
+static void ask_text(actor_t *world, size_t bytes)
+{
+    char *body = malloc(bytes + 16);
+    assert_non_null(body);
+    size_t head = (size_t)snprintf(body, 16, "{\"prompt\":\"");
+    memset(body + head, 'a', bytes);
+    memcpy(body + head + bytes, "\"}", 3);
+    ask(world, "POST", "/v1/completions", body);
+    fake_run(world, 0);
+    free(body);
+}
+
 static void test_ingress_text_that_cannot_fit_is_not_tokenised(void **state)
 {
     /* Megabytes of text would keep ingress from everybody for seconds, to be refused all the same.
      */
-    enum { BYTES = 2 << 20 };
     actor_t *world = new_ingress(NULL);
-    char *body = malloc(BYTES + 16);
-    assert_non_null(body);
-    int head = snprintf(body, 16, "{\"prompt\":\"");
-    memset(body + head, 'a', BYTES);
-    memcpy(body + head + BYTES, "\"}", 3);
-    ask(world, "POST", "/v1/completions", body);
-    fake_run(world, 0);
+    ask_text(world, 2 << 20);
     assert_int_equal(http.status, 400);
     assert_has("no text of more than");
-    free(body);
     destroy(world);
 }
 
 static void test_ingress_text_beyond_every_context_is_refused_unread(void **state)
 {
     /* Hundreds of megabytes of scratch would become resident for a prompt that cannot fit. */
-    enum { BYTES = 16 << 20 };
-    char *body = malloc(BYTES + 64);
-    assert_non_null(body);
     actor_t *world = new_ingress("http.body_bytes_max=1073741824");
-    size_t used = (size_t)snprintf(body, 64, "{\"prompt\":\"");
-    memset(body + used, 'a', BYTES);
-    memcpy(body + used + BYTES, "\"}", 3);
-    ask(world, "POST", "/v1/completions", body);
-    fake_run(world, 0);
+    ask_text(world, 16 << 20);
     assert_int_equal(http.status, 400);
     assert_has("context_length_exceeded");
     destroy(world);
-    free(body);
 }
 
 static void test_ingress_keys_are_asked_for(void **state)
